@@ -1,0 +1,1 @@
+"""netslot: every tenant's rules in the tenant's own network namespace."""
