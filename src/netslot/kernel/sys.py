@@ -1,0 +1,98 @@
+"""The few system calls that Python 3.11 does not offer, one thin function each, all errors through one funnel."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from typing import Any
+
+from netslot.errors import KernelError
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWNET = 0x40000000
+CLONE_FS = 0x00000200
+
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
+MS_BIND = 4096
+MS_REC = 16384
+MS_PRIVATE = 1 << 18
+MS_SHARED = 1 << 20
+MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+_FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432  # the same numbers on every architecture (asm-generic unistd.h)
+_FSCONFIG_CMD_CREATE = 6
+_FD_CLOEXEC = 1
+
+
+def _bind(name: str, *argtypes: Any) -> Callable[..., int]:
+    function = getattr(_libc, name)
+    function.argtypes = argtypes
+    function.restype = ctypes.c_long if name == "syscall" else ctypes.c_int
+    return function  # type: ignore[no-any-return]
+
+
+_unshare = _bind("unshare", ctypes.c_int)
+_setns = _bind("setns", ctypes.c_int, ctypes.c_int)
+_mount = _bind("mount", ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
+_umount2 = _bind("umount2", ctypes.c_char_p, ctypes.c_int)
+_syscall = _bind("syscall")
+_syscall.argtypes = None  # type: ignore[attr-defined]
+
+
+def check(result: int, operation: str) -> int:
+    """Return ``result`` of a libc call, or raise KernelError with errno when it is -1."""
+    if result == -1:
+        raise KernelError(operation, ctypes.get_errno())
+    return result
+
+
+def unshare(flags: int) -> None:
+    """Move the calling thread into new namespaces; see unshare(2)."""
+    check(_unshare(flags), "unshare")
+
+
+def setns(fd: int, kind: int) -> None:
+    """Move the calling thread into the namespace that ``fd`` refers to; see setns(2)."""
+    check(_setns(fd, kind), "setns")
+
+
+def mount(source: str, target: str, fstype: str = "", flags: int = 0, data: str = "") -> None:
+    """See mount(2). Empty strings stand for NULL."""
+    check(
+        _mount(
+            os.fsencode(source) or None,
+            os.fsencode(target),
+            fstype.encode() or None,
+            flags,
+            data.encode() or None,
+        ),
+        f"mount {target}",
+    )
+
+
+def umount(target: str, flags: int = MNT_DETACH) -> None:
+    """See umount2(2)."""
+    check(_umount2(os.fsencode(target), flags), f"umount {target}")
+
+
+def open_procfs() -> int:
+    """Open a procfs instance of its own that is mounted nowhere; return a directory descriptor (O_PATH-like).
+
+    Entries below ``sys/net`` resolve to the opener's network namespace. A fresh instance starts with an empty
+    dentry cache: in the shared /proc, all namespaces' ``sys/net`` dentries of one name hang in one hash chain,
+    and a look-up walks it. Since Linux 5.8 (fsopen(2), and one superblock per procfs mount).
+    """
+    context = check(_syscall(_FSOPEN, b"proc", _FD_CLOEXEC), "fsopen proc")
+    try:
+        check(_syscall(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0), "fsconfig proc")
+        return check(_syscall(_FSMOUNT, context, _FD_CLOEXEC, MS_NOSUID | MS_NODEV | MS_NOEXEC), "fsmount proc")
+    finally:
+        os.close(context)
