@@ -75,8 +75,8 @@ class Ports:
     """Ports of tcp, udp, udplite, sctp or dccp, from that module or from multiport.
 
     ``module`` is the word after ``-m`` (needed to write it back). True when the port lies in one of
-    ``ranges``; for side ``either`` when source or destination does. The kernel wants a ``-p`` beside it, so the rule also
-    holds a Protocol; a fragment without ports never matches, negated or not.
+    ``ranges``; for side ``either`` when source or destination does. The kernel wants a ``-p`` beside it, so
+    the rule also holds a Protocol; a fragment without ports never matches, negated or not.
     """
 
     module: str
