@@ -10,7 +10,7 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from netslot.rulesets import matches as m
@@ -106,10 +106,10 @@ class ClauseParser:
         target: t.Target | None = None
         comment = ""
         strangers: list[Option] = []
-        clauses: list[Clause] = []
         counters = None
         only_family: Family | None = None
-        for clause_words in split_clauses(words):
+        pieces = split_clauses(words)
+        for clause_words in pieces:
             clause = known.get(clause_words)
             if clause is None:
                 clause = known[clause_words] = self._analyse(clause_words)
@@ -120,12 +120,13 @@ class ClauseParser:
                 target = clause.target
             elif clause.comment:
                 comment = f"{comment} {clause.comment}" if comment else clause.comment
-            counters = clause.counters or counters
-            only_family = clause.family or only_family
-            strangers += clause.strangers
-            clauses.append(clause)
+            elif clause.counters or clause.family:
+                counters = clause.counters or counters
+                only_family = clause.family or only_family
+            if clause.strangers:
+                strangers += clause.strangers
         if strangers:
-            matches += self._adopt(strangers, [clause.module for clause in clauses], matches)
+            matches += self._adopt(strangers, [known[piece].module for piece in pieces], matches)
         return RuleParts(tuple(matches), target or NO_TARGET, comment, counters, only_family)
 
     def _adopt(self, strangers: list[Option], modules: list[str], found: list[m.Match]) -> list[m.Match]:
@@ -235,8 +236,9 @@ class ClauseParser:
         return Clause(target=unmodelled(name, rest))
 
 
-def split_clauses(words: list[str]) -> Iterator[tuple[str, ...]]:
+def split_clauses(words: list[str]) -> list[tuple[str, ...]]:
     """Cut the words of a rule before each basic option (and the ``!`` in front of it)."""
+    pieces: list[tuple[str, ...]] = []
     start = 0
     for place, word in enumerate(words):
         if word in BASIC and place > start:
@@ -245,10 +247,11 @@ def split_clauses(words: list[str]) -> Iterator[tuple[str, ...]]:
                 continue
             cut = place - 1 if previous == "!" else place
             if cut > start:
-                yield tuple(words[start:cut])
+                pieces.append(tuple(words[start:cut]))
                 start = cut
     if start < len(words):
-        yield tuple(words[start:])
+        pieces.append(tuple(words[start:]))
+    return pieces
 
 
 def scan_options(words: tuple[str, ...], arity: Mapping[str, int]) -> tuple[list[Option], tuple[Option, ...]]:

@@ -123,9 +123,10 @@ def _guess_family(lines: list[str]) -> Family:
     """IPv6 when a rule holds an IPv6 address or a word that only ip6tables knows."""
     only_v6 = re.compile(
         r"(?:^| )(?:-[sd]|--to-destination|--to-source|--src-range|--dst-range|--to) \[?[0-9a-fA-F]*:[0-9a-fA-F:]"
-        r"|ipv6-icmp|icmpv6|icmp6-|-m (?:icmp6|hl|rt|hbh|mh|frag|ipv6header|eui64) "
+        r"|ipv6-icmp|icmpv6|icmp6-|-m (?:icmp6|ipv6header) "
     )
-    return 6 if any(only_v6.search(line) for line in lines) else 4
+    candidates = (line for line in lines if ":" in line or "icmp" in line or "ipv6" in line)
+    return 6 if any(only_v6.search(line) for line in candidates) else 4
 
 
 class _OpenChain:
