@@ -273,7 +273,7 @@ class _Reader:
         if chain is None:
             self._new_chain(words[0], words[1], None)
         else:
-            chain.policy = words[1]
+            chain.policy, chain.counters = words[1], (0, 0)  # setting a policy clears its counters
 
     def _append(self, line: str, counters: Counters | None) -> None:
         """``-A CHAIN rule``."""

@@ -39,8 +39,19 @@ def _rule_lines(chain: Chain) -> Iterable[str]:
 
 def rule_text(matches: Iterable[m.Match], target: t.Target, family: Family, comment: str = "") -> str:
     """The text after ``-A CHAIN ``. Matches are written in the order given, protocol and addresses first."""
-    ordered = sorted(matches, key=_basic_first)
-    words: list[str] = [lexical.join(match_words(match, family)) for match in ordered]
+    words: list[str] = []
+    given: set[str] = set()  # the options of the module that was written last
+    module = ""
+    for match in sorted(matches, key=_basic_first):
+        these = match_words(match, family)
+        named = these[1] if these[0] == "-m" else ""
+        options = {word for word in these if word.startswith("--")}
+        if named and named == module and named != "set" and not given & options:
+            these = these[2:]
+            given |= options
+        else:
+            module, given = named, options
+        words.append(lexical.join(these))
     if comment:
         words.append(f"-m comment --comment {lexical.quote(comment)}")
     tail = target_words(target, family)
