@@ -106,7 +106,7 @@ def unpin(name: str) -> bool:
         if error.errno not in (errno.EINVAL, errno.ENOENT):  # not a mount point, or no such file
             raise
     try:
-        os.unlink(path)  # noqa: PTH108
+        os.unlink(path)
     except FileNotFoundError:
         return False
     return True
