@@ -46,7 +46,7 @@ def rule_text(matches: Iterable[m.Match], target: t.Target, family: Family, comm
         these = match_words(match, family)
         named = these[1] if these[0] == "-m" else ""
         options = {word for word in these if word.startswith("--")}
-        if named and named == module and named != "set" and not given & options:
+        if named and named == module and named not in _SEPARATE and not given & options:
             these = these[2:]
             given |= options
         else:
@@ -58,6 +58,10 @@ def rule_text(matches: Iterable[m.Match], target: t.Target, family: Family, comm
     if tail:
         words.append(lexical.join(tail))
     return " ".join(words)
+
+
+_SEPARATE = ("set", "conntrack")
+"""Modules whose options mean something else side by side than in two matches (see match_options._conntrack)."""
 
 
 def _basic_first(match: m.Match) -> int:
