@@ -130,6 +130,24 @@ def entered(fd: int) -> Iterator[None]:
         _local.home_lost = False
 
 
+@contextlib.contextmanager
+def fresh() -> Iterator[None]:
+    """Move the calling :class:`Worker` thread into a new namespace for the length of the block.
+
+    The namespace dies with the block unless it was pinned, opened, or something was started in it.
+    """
+    home = getattr(_local, "home", None)
+    if home is None:
+        raise RuntimeError("a namespace may be entered only on a netns.Worker thread")
+    sys.unshare(sys.CLONE_NEWNET)
+    try:
+        yield
+    finally:
+        _local.home_lost = True
+        sys.setns(home, sys.CLONE_NEWNET)
+        _local.home_lost = False
+
+
 _local = threading.local()
 
 
