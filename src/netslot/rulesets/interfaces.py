@@ -1,0 +1,64 @@
+"""What an interface name says about the interface, by the names that hypervisors and container engines give."""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+
+
+class Kind(Enum):
+    GUEST = "guest"
+    BRIDGE = "bridge"
+    HOST = "host"
+    UNKNOWN = "unknown"
+
+
+_GUEST = re.compile(
+    r"tap.+|macvtap\d+|vnet\d+|veth.+|vif[1-9]\d*\.\d+|cali[0-9a-f]+|lxc[0-9a-f_]+|qv[bo].+"
+    r"|fw(?:ln|pr)\d+[ip]\d+|fc.*\d+|v[be]-.+|azv[0-9a-f]+|eni[0-9a-f]{11}|slot\d+.*|vm[-_]?\d+|ns[-_]?\d+"
+)
+"""qemu/libvirt/Firecracker taps, Xen vifs (domain 0 is the host), Calico, LXC/Cilium, Neutron's veth halves,
+Proxmox's firewall links, systemd-nspawn, Azure and AWS CNI."""
+
+_BRIDGE = re.compile(
+    r"br\d.*|br[-_].+|br[a-z]{1,4}\d+.*|virbr\d+|docker\d+|docker_gwbridge|podman\d+|cni\d+|cni-podman\d+|cbr\d+"
+    r"|lxdbr\d+|lxcbr\d+|incusbr\d+|vmbr\d+.*|[bq]r[a-z]?[0-9a-f-]{8,}|fwbr\d+[iv]\d+|kube-bridge|cloudbr\d+"
+    r"|xapi\d+|xenbr\d+|nerdctl\d+"
+)
+
+_HOST = re.compile(
+    r"lo|eth\d+.*|en[opsx]\w*|em\d+|p\d+p\d+.*|bond\d+.*|team\d+.*|wl\w+|ppp\d+|tun\d+|wg\d*.*|wt\d+|tailscale\d+"
+    r"|flannel[.\d]*|vxlan[.\w]*|geneve.*|tunl0|kube-ipvs0|nodelocaldns|cilium_\w+|ib\d+|vif0\.\d+|zt\w+|dummy\d*"
+)
+
+IDLE_BRIDGES = frozenset(("docker0", "cni0", "podman0"))
+"""Bridges that an engine makes for itself, whether or not anything is connected to them."""
+
+
+def kind(name: str) -> Kind:
+    """Host names win (``vif0.0``), then bridges, then guests."""
+    if _HOST.fullmatch(name):
+        return Kind.HOST
+    if _BRIDGE.fullmatch(name):
+        return Kind.BRIDGE
+    return Kind.GUEST if _GUEST.fullmatch(name) else Kind.UNKNOWN
+
+
+_PROXMOX = re.compile(r"(?:tap|veth|fwln|fwpr|fwbr)(\d+)[ip]\d+")
+_NEUTRON = re.compile(r"(?:tap|qvb|qvo|qbr)([0-9a-f]{8}-[0-9a-f]{2})")
+_FAMILY = re.compile(r"(.*?)[-_.]?(?:\d+|[0-9a-f]{6,})")
+
+
+def guest_of(name: str) -> str:
+    """One word for all interfaces of one guest, where the product's naming says so; else ''."""
+    found = _PROXMOX.fullmatch(name)
+    if found:
+        return f"guest {found[1]}"
+    found = _NEUTRON.fullmatch(name)
+    return f"port {found[1]}" if found else ""
+
+
+def family_of(name: str) -> str:
+    """The stem of a numbered or hashed name (``vmnic12`` -> ``vmnic``); '' when it has none."""
+    found = _FAMILY.fullmatch(name)
+    return found[1] if found else ""
