@@ -31,7 +31,8 @@ from netslot.rulesets.interfaces import IDLE_BRIDGES, Kind, family_of, guest_of,
 from netslot.rulesets.model import Chain, Dump, Family, Rule
 from netslot.rulesets.tenants import Tenant, TenantAddress, tenant_address
 
-Node = tuple[str, str | TenantAddress]  # ("if", name), ("ip", address), ("mac", text), ("chain", "table/name")
+Node = tuple[str, str | TenantAddress]
+"""``("if", name)``, ``("ip", address)``, ``("mac", text)``, ``("chain", "table/name")``, ``("guest", word)``."""
 
 _SMALLEST = {4: values.ALL_ONES[4] ^ 7, 6: values.ALL_ONES[6] ^ ((1 << 64) - 1)}
 _NOT_UNICAST = (
@@ -52,7 +53,7 @@ _LABELS = (
 
 def discover(dump: Dump) -> tuple[Tenant, ...]:
     """Tenants in the order in which the dump first names them; empty when it shows none."""
-    finder = _Finder(_kinds(dump))
+    finder = _Finder(dump)
     tables = [
         (ruleset.family, table, references(table)) for ruleset in dump.rulesets for table in ruleset.tables.values()
     ]
@@ -91,161 +92,159 @@ def is_host_sized(match: m.Address, family: Family) -> bool:
     )
 
 
-class _Traces:
-    """What one rule names, sorted by the part it plays."""
-
-    __slots__ = ("dst", "in_bridge", "in_guest", "macs", "negated_src", "not_in", "out_bridge", "out_guest", "src")
+class _Names:
+    """Numbers for the things that can identify a tenant, so that the passes compare small integers."""
 
     def __init__(self) -> None:
-        self.src: TenantAddress | None = None
-        self.dst: TenantAddress | None = None
-        self.negated_src: TenantAddress | None = None
-        self.in_guest = ""
-        self.out_guest = ""
-        self.in_bridge = ""
-        self.out_bridge = ""
-        self.not_in = ""
-        self.macs: list[str] = []
+        self._numbers: dict[Node, int] = {}
+        self.nodes: list[Node] = []
+
+    def number(self, node: Node) -> int:
+        found = self._numbers.get(node)
+        if found is None:
+            found = self._numbers[node] = len(self.nodes)
+            self.nodes.append(node)
+        return found
 
 
-_TELLING = (m.Address, m.Interface, m.Physdev, m.Mac)
+class _Traces:
+    """What one rule names, sorted by the part it plays: node numbers, -1 for nothing."""
+
+    __slots__ = ("dst", "in_bridge", "in_guest", "mac", "negated_src", "not_in", "out_bridge", "out_guest", "src")
+
+    def __init__(self) -> None:
+        self.src = self.dst = self.negated_src = -1
+        self.in_guest = self.out_guest = self.in_bridge = self.out_bridge = self.not_in = -1
+        self.mac = -1
+
+
+def _parts(dump: Dump, kinds: dict[str, Kind], names: _Names) -> dict[int, tuple[str, int]]:
+    """For each distinct match that tells something: the part it plays in a rule, and what it names.
+
+    Keyed by the identity of the match, which the parser shares between the rules of one dump.
+    """
+    parts: dict[int, tuple[str, int]] = {}
+    for ruleset in dump.rulesets:
+        distinct = {id(match): match for _, _, rule in ruleset.rules() for match in rule.matches}
+        for key, match in distinct.items():
+            part, node = _part(match, ruleset.family, kinds)
+            if node is not None:
+                parts[key] = part, names.number(node)
+    return parts
+
+
+def _part(match: m.Match, family: Family, kinds: dict[str, Kind]) -> tuple[str, Node | None]:
+    if isinstance(match, m.Mac):
+        return "mac", ("mac", match.address)
+    if isinstance(match, m.Address) and is_host_sized(match, family):
+        node: Node = ("ip", TenantAddress(family, match.value, match.mask))
+        if match.negated:
+            return "negated_src", node if match.side == "src" else None
+        return match.side, node
+    if isinstance(match, m.Interface | m.Physdev) and not match.wildcard:
+        what = kinds[match.name]
+        if match.negated:
+            return "not_in", ("if", match.name) if what is Kind.BRIDGE and match.direction == "in" else None
+        if what in (Kind.GUEST, Kind.BRIDGE):
+            return f"{match.direction}_{what.value}", ("if", match.name)
+    return "", None
 
 
 class _Finder:
-    def __init__(self, kinds: dict[str, Kind]) -> None:
-        self._kinds = kinds
-        self._parent: dict[Node, Node] = {}
-        self._evidence: dict[Node, str] = {}
-        self._order: dict[Node, int] = {}
-        self._labels: dict[Node, str] = {}
-        self._seen_src: set[TenantAddress] = set()
-        self._seen_dst: set[TenantAddress] = set()
+    def __init__(self, dump: Dump) -> None:
+        self._names = _Names()
+        self._parts = _parts(dump, _kinds(dump), self._names)
+        self._parent: dict[int, int] = {}
+        self._evidence: dict[int, str] = {}  # in the order of discovery
+        self._labels: dict[int, str] = {}
+        self._forwarded_src: dict[int, None] = {}
+        self._forwarded_dst: dict[int, None] = {}
         self._traces: dict[Rule, _Traces] = {}
-        self._known: dict[tuple[object, ...], _Traces | None] = {}
 
     # union-find: which traces are the same tenant
 
-    def _root(self, node: Node) -> Node:
-        parent = self._parent.setdefault(node, node)
-        while parent != self._parent[parent]:
-            self._parent[parent] = self._parent[self._parent[parent]]
-            parent = self._parent[parent]
+    def _root(self, node: int) -> int:
+        parents = self._parent
+        parent = parents.setdefault(node, node)
+        while parent != parents[parent]:
+            parents[parent] = parents[parents[parent]]
+            parent = parents[parent]
         return parent
 
-    def _same(self, one: Node, other: Node) -> None:
+    def _same(self, one: int, other: int) -> None:
         first, second = self._root(one), self._root(other)
         if first != second:
             self._parent[second] = first
 
-    def _believe(self, node: Node, why: str) -> None:
-        self._evidence.setdefault(node, why)
-        self._order.setdefault(node, len(self._order))
-        self._root(node)
+    def _believe(self, node: int, why: str) -> None:
+        if node not in self._evidence:
+            self._evidence[node] = why
+            self._root(node)
 
     # first pass: evidence within one rule
 
     def look_at(self, family: Family, chain: Chain, rule: Rule, forwarded: bool) -> None:
-        # A tenant's rules name the same few things over and over: each combination is looked at once.
-        key = (
-            *(id(match) for match in rule.matches if type(match) in _TELLING),
-            id(rule.target) if isinstance(rule.target, t.Dnat) else type(rule.target),
-            id(chain),
-        )
-        if key in self._known:
-            traces = self._known[key]
-            if traces is not None:
-                self._traces[rule] = traces
-            return
-        traces = self._known[key] = self._collect(family, rule)
-        if traces is None:
-            return
-        self._traces[rule] = traces
-        src, dst = traces.src, traces.dst
-        for name in (traces.in_guest, traces.out_guest):
-            if name:
-                self._believe(("if", name), "the interface of a guest")
-                if guest_of(name):
-                    self._same(("guest", guest_of(name)), ("if", name))
-        pairs = ((src, traces.in_guest), (dst, traces.out_guest), (traces.negated_src, traces.in_guest))
-        for address, interface in pairs:
-            if address is not None and interface:
-                self._bind(address, ("if", interface), "bound to a guest's interface")
-        if src is not None and traces.macs:
-            self._bind(src, ("mac", traces.macs[0]), "bound to a MAC")
-        if src is not None and src == dst:
-            self._believe(("ip", src), "translated for itself (hairpin)")
-        elif src is not None and isinstance(rule.target, t.Masquerade | t.Snat):
-            self._believe(("ip", src), "its source is translated")
-        self._look_at_bridges(traces, rule)
-        self._look_at_publication(family, chain, rule, traces)
-        if src is not None and forwarded:
-            self._seen_src.add(src)
-        if dst is not None and forwarded:
-            self._seen_dst.add(dst)
-
-    def _bind(self, address: TenantAddress, other: Node, why: str) -> None:
-        self._believe(("ip", address), why)
-        self._same(other, ("ip", address))
-
-    def _collect(self, family: Family, rule: Rule) -> _Traces | None:
-        traces = _Traces()
-        found = False
+        traces = None
         for match in rule.matches:
-            match match:
-                case m.Address() if is_host_sized(match, family):
-                    address = TenantAddress(family, match.value, match.mask)
-                    if match.side == "src" and not match.negated:
-                        traces.src = address
-                    elif match.side == "src":
-                        traces.negated_src = address
-                    elif not match.negated:
-                        traces.dst = address
-                    found = True
-                case m.Interface() | m.Physdev() if not match.wildcard:
-                    found = self._interface(traces, match) or found
-                case m.Mac():
-                    traces.macs.append(match.address)
-                    found = True
-        return traces if found or isinstance(rule.target, t.Dnat) else None
+            part = self._parts.get(id(match))
+            if part is not None:
+                traces = traces or _Traces()
+                setattr(traces, *part)
+        if traces is None:
+            if not isinstance(rule.target, t.Dnat):
+                return
+            traces = _Traces()
+        self._traces[rule] = traces
+        self._look_at_guests(traces)
+        src, dst = traces.src, traces.dst
+        if src >= 0 and src == dst:
+            self._believe(src, "translated for itself (hairpin)")
+        elif src >= 0 and isinstance(rule.target, t.Masquerade | t.Snat):
+            self._believe(src, "its source is translated")
+        if src >= 0 and traces.in_bridge >= 0:
+            self._believe(src, "on a bridge")
+        if dst >= 0 and (traces.out_bridge >= 0 or (traces.not_in >= 0 and isinstance(rule.target, t.Drop))):
+            self._believe(dst, "on a bridge")
+        if isinstance(rule.target, t.Dnat):
+            self._look_at_publication(family, chain, rule, rule.target, traces)
+        if forwarded and src >= 0:
+            self._forwarded_src[src] = None
+        if forwarded and dst >= 0:
+            self._forwarded_dst[dst] = None
 
-    def _interface(self, traces: _Traces, match: m.Interface | m.Physdev) -> bool:
-        what = self._kinds[match.name]
-        if match.negated:
-            if what is Kind.BRIDGE and match.direction == "in":
-                traces.not_in = match.name
-            return False
-        if what is Kind.GUEST:
-            if match.direction == "in":
-                traces.in_guest = match.name
-            else:
-                traces.out_guest = match.name
-        elif what is Kind.BRIDGE:
-            if match.direction == "in":
-                traces.in_bridge = match.name
-            else:
-                traces.out_bridge = match.name
-        return what in (Kind.GUEST, Kind.BRIDGE)
+    def _look_at_guests(self, traces: _Traces) -> None:
+        """Guests' interfaces, and addresses that are bound to one or to a MAC."""
+        for interface in (traces.in_guest, traces.out_guest):
+            if interface >= 0 and interface not in self._evidence:
+                self._believe(interface, "the interface of a guest")
+                guest = guest_of(str(self._names.nodes[interface][1]))
+                if guest:
+                    self._same(self._names.number(("guest", guest)), interface)
+        if traces.in_guest >= 0:
+            self._bind(traces.src, traces.in_guest, "bound to a guest's interface")
+            self._bind(traces.negated_src, traces.in_guest, "bound to a guest's interface")
+        if traces.out_guest >= 0:
+            self._bind(traces.dst, traces.out_guest, "bound to a guest's interface")
+        if traces.mac >= 0:
+            self._bind(traces.src, traces.mac, "bound to a MAC")
 
-    def _look_at_bridges(self, traces: _Traces, rule: Rule) -> None:
-        if traces.src is not None and traces.in_bridge:
-            self._believe(("ip", traces.src), "on a bridge")
-        if traces.dst is not None and (traces.out_bridge or (traces.not_in and isinstance(rule.target, t.Drop))):
-            self._believe(("ip", traces.dst), "on a bridge")
+    def _bind(self, address: int, other: int, why: str) -> None:
+        if address >= 0:
+            self._believe(address, why)
+            self._same(other, address)
 
-    def _look_at_publication(self, family: Family, chain: Chain, rule: Rule, traces: _Traces) -> None:
-        """DNAT to a guest. What guests send to a name server or proxy is redirected too: that is no publication."""
-        if not isinstance(rule.target, t.Dnat) or rule.target.to.address is None:
+    def _look_at_publication(self, family: Family, chain: Chain, rule: Rule, target: t.Dnat, traces: _Traces) -> None:
+        """DNAT to a guest. What guests send to a name server or proxy is redirected too: no publication."""
+        if target.to.address is None or _SERVICE_CHAINS.match(chain.name):
             return
-        low, high = rule.target.to.address
-        from_guest = traces.src is not None or traces.in_guest or traces.in_bridge
+        low, high = target.to.address
+        from_guest = max(traces.src, traces.in_guest, traces.in_bridge) >= 0
         port_53 = any(isinstance(x, m.Ports) and x.ranges == ((53, 53),) for x in rule.matches)
-        if low != high or from_guest or _SERVICE_CHAINS.match(chain.name):
-            return
-        if port_53 and (rule.target.to.ports is None or traces.dst is not None):
+        if low != high or from_guest or (port_53 and (target.to.ports is None or traces.dst >= 0)):
             return
         address = TenantAddress(family, low, values.ALL_ONES[family])
         if is_host_sized(m.Address("dst", low, address.mask), family):
-            self._believe(("ip", address), "a port is published to it")
+            self._believe(self._names.number(("ip", address)), "a port is published to it")
 
     # second pass: evidence from jumps and from numbers
 
@@ -253,105 +252,104 @@ class _Finder:
         """``-s A -j CHAIN``, ``-d A -j CHAIN`` where every rule that jumps to CHAIN is about A."""
         if _SERVICE_CHAINS.match(chain.name):
             return
-        about: set[TenantAddress | None] = set()
+        about: set[int] = set()
         for caller, rule in jumps:
             traces = self._traces.get(rule)
             if traces is None or _SERVICE_CHAINS.match(caller.name):
                 return
-            about.add(traces.src or traces.dst)
-        if len(about) == 1 and None not in about:
-            node: Node = ("ip", about.pop() or "")
-            self._believe(node, f"has a chain of its own, {chain.name}")
-            label = _label(rule.comment for _, rule in jumps)
-            if label:
-                self._labels[node] = label
+            about.add(traces.src if traces.src >= 0 else traces.dst)
+        node = about.pop()
+        if about or node < 0:
+            return
+        self._believe(node, f"has a chain of its own, {chain.name}")
+        label = _label(rule.comment for _, rule in jumps)
+        if label:
+            self._labels[node] = label
 
     def add_populations(self) -> None:
-        """Three or more addresses of one /16 (IPv6: /48) that are each source and destination; numbered names."""
-        both = {address for address in self._seen_src & self._seen_dst if _is_private(address)}
-        crowd = Counter(_place(address) for address in both)
-        for traces in self._known.values():
-            if traces is None:
-                continue
-            for address in (traces.src, traces.dst):
-                if address is not None and address in both and crowd[_place(address)] >= 3:
-                    self._believe(("ip", address), "one of many addresses with rules alike")
+        """Three or more private addresses of one /16 (IPv6: /48) that are each source and destination."""
+        both = {
+            node: address
+            for node in self._forwarded_src
+            if node in self._forwarded_dst and _is_private(address := self._address(node))
+        }
+        crowd = Counter(_place(address) for address in both.values())
+        for node, address in both.items():
+            if crowd[_place(address)] >= 3:
+                self._believe(node, "one of many addresses with rules alike")
+
+    def _address(self, node: int) -> TenantAddress:
+        value = self._names.nodes[node][1]
+        assert isinstance(value, TenantAddress)
+        return value
 
     def give_chains(self, table: str, refs: References) -> None:
         """A chain belongs to the trace that every jump to it names; chains below it belong to the same."""
-        names = list(refs)
         for _ in range(3):
-            for name in names:
-                owners = {self._owner_of_jump(table, caller, rule) for caller, rule in refs[name]}
-                owner = owners.pop() if len(owners) == 1 else None
-                if owner is not None:
-                    self._same(owner, ("chain", f"{table}/{name}"))
+            for name, jumps in refs.items():
+                owners = {self._owner_of_jump(table, caller, rule) for caller, rule in jumps}
+                owner = owners.pop()
+                if not owners and owner >= 0:
+                    self._same(owner, self._names.number(("chain", f"{table}/{name}")))
 
-    def _owner_of_jump(self, table: str, caller: Chain, rule: Rule) -> Node | None:
-        for node in self._nodes(rule):
-            if node in self._evidence:
-                return self._root(node)
-        node = ("chain", f"{table}/{caller.name}")
-        if node in self._parent and self._root(node) != node:
-            return self._root(node)
-        return None
-
-    def _nodes(self, rule: Rule) -> Iterable[Node]:
+    def _owner_of_jump(self, table: str, caller: Chain, rule: Rule) -> int:
         traces = self._traces.get(rule)
         if traces is not None:
-            for name in (traces.in_guest, traces.out_guest):
-                if name:
-                    yield ("if", name)
-            for address in (traces.src, traces.dst):
-                if address is not None:
-                    yield ("ip", address)
+            for node in (traces.in_guest, traces.out_guest, traces.src, traces.dst):
+                if node in self._evidence:
+                    return self._root(node)
+        node = self._names.number(("chain", f"{table}/{caller.name}"))
+        root = self._root(node)
+        return root if root != node else -1
 
     def join_in_chain(self, table: str, chain: Chain) -> None:
         """In a tenant's own chain, an address bound to a MAC is the tenant's, and so is an allowed MAC."""
-        node: Node = ("chain", f"{table}/{chain.name}")
-        if node not in self._parent:
+        node = self._names.number(("chain", f"{table}/{chain.name}"))
+        if self._root(node) == node:
             return
         for rule in chain.rules:
             traces = self._traces.get(rule)
-            if traces is not None and traces.macs:
-                self._same(node, ("mac", traces.macs[0]))
-                if traces.src is not None:
-                    self._same(node, ("ip", traces.src))
+            if traces is not None and traces.mac >= 0:
+                self._same(node, traces.mac)
+                if traces.src >= 0:
+                    self._same(node, traces.src)
 
     # the answer
 
     def tenants(self) -> tuple[Tenant, ...]:
         self._join_networks()
-        groups: dict[Node, list[Node]] = {}
-        for node in sorted(self._evidence, key=self._order.__getitem__):
+        groups: dict[int, list[int]] = {}
+        for node in self._evidence:
             groups.setdefault(self._root(node), []).append(node)
-        macs: dict[Node, list[str]] = {}
-        for node in self._parent:
-            if node[0] == "mac":
-                macs.setdefault(self._root(node), []).append(str(node[1]))
-        return tuple(self._tenant(nodes, macs.get(root, [])) for root, nodes in groups.items())
+        macs: dict[int, list[str]] = {}
+        for number in self._parent:
+            named = self._names.nodes[number]
+            if named[0] == "mac":
+                macs.setdefault(self._root(number), []).append(str(named[1]))
+        return tuple(self._tenant(numbers, macs.get(root, [])) for root, numbers in groups.items())
 
     def _join_networks(self) -> None:
         """A host inside a small network that is itself a trace is the same tenant."""
-        addresses = [node[1] for node in self._evidence if isinstance(node[1], TenantAddress)]
-        masks = {(address.family, address.mask) for address in addresses}
-        known = set(addresses)
-        for address in addresses:
+        known = {self._address(n): n for n in self._evidence if self._names.nodes[n][0] == "ip"}
+        masks = {(address.family, address.mask) for address in known}
+        for address, number in known.items():
             for family, mask in masks:
-                wider = TenantAddress(family, address.value & mask, mask)
-                if family == address.family and wider != address and mask < address.mask and wider in known:
-                    self._same(("ip", wider), ("ip", address))
+                if family == address.family and mask < address.mask:
+                    wider = known.get(TenantAddress(family, address.value & mask, mask))
+                    if wider is not None:
+                        self._same(wider, number)
 
-    def _tenant(self, nodes: list[Node], macs: list[str]) -> Tenant:
+    def _tenant(self, numbers: list[int], macs: list[str]) -> Tenant:
+        nodes = [self._names.nodes[number] for number in numbers]
         interfaces = tuple(str(node[1]) for node in nodes if node[0] == "if")
         addresses = tuple(node[1] for node in nodes if isinstance(node[1], TenantAddress))
-        label = next((self._labels[node] for node in nodes if node in self._labels), "")
+        label = next((self._labels[number] for number in numbers if number in self._labels), "")
         guest = guest_of(interfaces[0]) if len(interfaces) > 1 else ""
         taps = [name for name in interfaces if name.startswith("tap")] or list(interfaces)
         name = label or (taps[0] if taps else _plain(addresses[0]))
         if guest.startswith("guest"):
             name = guest
-        return Tenant(name, interfaces, addresses, tuple(dict.fromkeys(macs)), why=self._evidence[nodes[0]])
+        return Tenant(name, interfaces, addresses, tuple(macs), why=self._evidence[numbers[0]])
 
 
 def _place(address: TenantAddress) -> tuple[int, int]:
