@@ -54,6 +54,11 @@ def check(result: int, operation: str) -> int:
     return result
 
 
+def syscall(number: int, *arguments: Any) -> int:
+    """Make a system call that libc has no function for; -1 when it failed, with errno kept for :func:`check`."""
+    return _syscall(ctypes.c_long(number), *arguments)
+
+
 def unshare(flags: int) -> None:
     """Move the calling thread into new namespaces; see unshare(2)."""
     check(_unshare(flags), "unshare")

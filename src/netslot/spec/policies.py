@@ -1,0 +1,187 @@
+"""The spec's sections for what is not firewall rules: NAT, BPF programs, cgroups, routes, rates.
+
+Texts may hold a slot's variables as ``${name}``. Where a value is said to be a *parameter*, it is the name of one
+that the spec declares; its content is bound when a slot is acquired.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import msgspec
+
+Quantity: TypeAlias = int | str
+"""A number, or text such as ``64k``, ``20M``, ``1G`` (powers of 1,000; ``Ki``, ``Mi``, ``Gi`` of 1,024)."""
+
+LinkHook = Literal["egress", "ingress"]
+CgroupHook = Literal[
+    "cgroup/egress",
+    "cgroup/ingress",
+    "cgroup/connect4",
+    "cgroup/connect6",
+    "cgroup/sendmsg4",
+    "cgroup/sendmsg6",
+    "cgroup/sock_create",
+]
+
+
+class NatSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[nat]``: how the guest's address becomes the slot's own."""
+
+    kind: Literal["rules", "bpf", "nftables"] = "rules"
+    """rules: by the slot's rule files, or not at all. bpf, nftables: built in, stateless, one to one."""
+
+
+class BpfProgram(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[[bpf.programs]]``: a program out of an object file of the user's."""
+
+    object: str
+    """Path of the object file, relative to the spec file."""
+    program: str
+    """Name of the function in it."""
+    hook: LinkHook | CgroupHook
+    """Where it is attached: the slot's uplink (tc), or the slot's cgroup."""
+    constants: dict[str, str | int] = {}
+    """``const volatile`` variables by name: numbers, addresses, MACs, texts with variables."""
+    maps: dict[str, str] = {}
+    """Maps by name, and the parameter that fills each: CIDRs (LPM trie), ports (hash), a number (array)."""
+
+
+class BpfFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[bpf.filter]``: the built-in egress filter. The longest prefix that holds the destination decides."""
+
+    default: Literal["drop", "accept"] = "drop"
+    """For destinations on no list."""
+    allow: str = ""
+    """Parameter (CIDRs, both families) of destinations that pass."""
+    deny: str = ""
+    """Parameter (CIDRs, both families) of destinations that do not."""
+    ports: str = ""
+    """Parameter (``tcp:443``, ``udp:53``, ``icmp``) that destinations on ``allow`` are limited to; empty: all."""
+
+
+class BpfSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[bpf]``: programs on the slot's own links and cgroup."""
+
+    counters: bool = False
+    """Count packets and bytes on the uplink by direction and verdict."""
+    filter: BpfFilter | None = None
+    programs: tuple[BpfProgram, ...] = ()
+
+
+class IoLimit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[[cgroup.io]]``: limits on one block device; a missing one is no limit."""
+
+    device: str
+    """``major:minor``."""
+    read_bytes: Quantity | None = None
+    write_bytes: Quantity | None = None
+    read_operations: int | None = None
+    write_operations: int | None = None
+
+
+class CgroupSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[cgroup]``: one cgroup per slot. Values may be a parameter's, as ``${name}``."""
+
+    parent: str = "netslot"
+    """Cgroup that holds all slots' cgroups, below the root of each hierarchy."""
+    cpu: str | float | None = None
+    """CPUs' worth of time: 0.5, 2."""
+    cpu_weight: str | int | None = None
+    """1 to 10,000; 100 is the default of the kernel."""
+    memory: Quantity | None = None
+    """Bytes; reaching it ends processes."""
+    memory_high: Quantity | None = None
+    """Bytes; above it processes are slowed (cgroup v2 only)."""
+    pids: str | int | None = None
+    io: tuple[IoLimit, ...] = ()
+
+
+class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[[routes.routes]]``: one route in the slot."""
+
+    to: str
+    """``default``, ``default6``, or a CIDR; or the name of a CIDRs parameter as ``@name``."""
+    kind: Literal["unicast", "blackhole", "prohibit", "unreachable"] = "unicast"
+    via: str | tuple[str, ...] = ()
+    """Gateways; several share the traffic."""
+    device: str = "${uplink_if}"
+    source: str = ""
+    """Preferred source address."""
+    table: int = 254
+    """254 is the main table; 1 to 252 are the slot's own to use."""
+    metric: int = 0
+    mtu: int = 0
+    onlink: bool = False
+
+
+class RouteRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[[routes.rules]]``: which packets use which table, inside the slot."""
+
+    priority: int
+    """1 to 32765, each at most once per family."""
+    table: int = 0
+    kind: Literal["table", "blackhole", "prohibit", "unreachable"] = "table"
+    source: str = ""
+    destination: str = ""
+    mark: int | None = None
+    input: str = ""
+    """Name of the incoming interface."""
+    protocol: Literal["", "tcp", "udp", "icmp", "icmpv6"] = ""
+    ports: str = ""
+    """Destination port or range: ``443``, ``8000-8999``."""
+    family: Literal[0, 4, 6] = 0
+    """0: as the addresses say, both without any."""
+
+
+class Tunnel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[[routes.tunnels]]``: a tunnel link of the slot's own, for routes to go through."""
+
+    name: str
+    local: str
+    remote: str
+    kind: Literal["vxlan"] = "vxlan"
+    address: str = ""
+    """Address and prefix length on the link."""
+    id: int = 1
+    """VXLAN network identifier."""
+    port: int = 4789
+    """UDP port of VXLAN."""
+    mtu: int = 0
+
+
+class RoutesSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[routes]``: tables, rules and tunnels inside the slot."""
+
+    tunnels: tuple[Tunnel, ...] = ()
+    routes: tuple[Route, ...] = ()
+    rules: tuple[RouteRule, ...] = ()
+
+
+class Rate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Limits of one direction. Values may be a parameter's, as ``${name}``."""
+
+    bandwidth: Quantity | None = None
+    """Bits a second: ``10M``."""
+    burst: Quantity | None = None
+    """Bytes that may pass at once; default: 10 ms of the bandwidth, at least 64 KiB."""
+    packets: Quantity | None = None
+    """Packets a second."""
+    packet_burst: Quantity | None = None
+    """Packets that may pass at once; default: 100 ms of the packet rate, at least 16."""
+
+
+class RatesSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[rates]``: limits on the slot's own links, and on its connections."""
+
+    egress: Rate = Rate()
+    """From the workload to the outside."""
+    ingress: Rate = Rate()
+    """From the outside to the workload."""
+    new_connections: Quantity | None = None
+    """New connections a second, both directions together."""
+    new_connections_burst: Quantity | None = None
+    """New connections at once; default: one second's worth."""
+    connections: Quantity | None = None
+    """Connections that may be open at once. Keep slots x this below the host's nf_conntrack_max where the root
+    namespace tracks connections, as it does for masquerading."""
