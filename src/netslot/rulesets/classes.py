@@ -5,8 +5,8 @@ address plus one", "its second chain"); tenants with equal words are one class. 
 order; how tenants' rules are interleaved does not matter. Linear in the number of rules.
 
 Counted as a tenant's own names are: its interfaces, addresses, MACs and chains, a neighbour in its small
-network that no other rules name (a gateway), the port that is published for it, addresses that are translated for it alone, and marks,
-zones and sets that no other tenant's rules use.
+network that no other rules name (a gateway), the port that is published for it, addresses that are
+translated for it alone, and marks, zones and sets that no other tenant's rules use.
 """
 
 from __future__ import annotations

@@ -1,0 +1,268 @@
+"""How many rules a packet is tested against, counted by walking the ruleset as the kernel does.
+
+Chains can hold 100,000 rules of thousands of tenants, so a chain is indexed once: rules that name a tenant
+are filed under that name, and a packet looks only at the rules that could apply to it. Between two of them
+the kernel tests every rule, and the walk counts every rule: the count is a matter of positions.
+
+Where a match is *perhaps*, both ways are followed and the longer one counts; the result is the most that such
+a packet can be tested against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, replace
+
+from netslot.rulesets import matches as m
+from netslot.rulesets import targets as t
+from netslot.rulesets.model import Chain, Rule, Table
+from netslot.rulesets.packets import NO, PERHAPS, YES, Packet, holds
+from netslot.rulesets.values import MARK_BITS
+
+_Mark = tuple[int, int]  # bits, and which of them are known
+
+
+@dataclass(slots=True)
+class Outcome:
+    """The most tests on a way that falls through to the caller, that ends in accept, and that ends in drop.
+
+    None where no such way exists. ``mark`` is the packet's mark after falling through or being accepted.
+    """
+
+    falls: int | None = None
+    accepted: int | None = None
+    dropped: int | None = None
+    mark: _Mark = (0, MARK_BITS)
+
+    def most(self) -> int:
+        return max(way or 0 for way in (self.falls, self.accepted, self.dropped))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Template:
+    """Packets that differ only in what is a tenant's own. ``varying`` names those fields.
+
+    Fields: ``src``/``dst`` for addresses, ``in``/``out`` for interfaces and bridge ports, ``port`` for the
+    ports and for whether an address is the host's own.
+    """
+
+    name: str
+    varying: frozenset[str]
+
+
+class _Index:
+    """One chain: which rules name whom. Positions count from 0."""
+
+    def __init__(self, chain: Chain, names: Mapping[Hashable, int]) -> None:
+        self.chain = chain
+        self.common: list[int] = []
+        self.filed: dict[Hashable, list[int]] = {}
+        self.by_template: dict[Template, list[int]] = {}
+        for position, rule in enumerate(chain.rules):
+            key = next((k for k in map(filing_key, rule.matches) if k in names), None)
+            if key is None:
+                self.common.append(position)
+            else:
+                self.filed.setdefault(key, []).append(position)
+
+
+def filing_key(match: m.Match) -> Hashable:
+    """What a rule with this match is filed under; None if the match does not single out one name."""
+    if isinstance(match, m.Address) and not match.negated:
+        return match.side, match.value, match.mask
+    if isinstance(match, m.Interface | m.Physdev) and not match.negated and not match.wildcard:
+        return match.direction, match.name
+    return None
+
+
+class TableWalker:
+    """Walks packets through one table. ``names`` are the keys under which rules may be filed (see ``filing_key``)."""
+
+    def __init__(self, table: Table, names: Mapping[Hashable, int]) -> None:
+        self._table = table
+        self._names = names
+        self._indexes: dict[str, _Index] = {}
+        self._template = Template("", frozenset())
+        self._answers: dict[int, int] = {}
+        self._answers_by_template: dict[Template, dict[int, int]] = {}
+        self._memo: dict[tuple[str, _Mark], Outcome] = {}
+
+    def walk(self, hook: str, packet: Packet, template: Template, keys: tuple[Hashable, ...]) -> Outcome | None:
+        """The outcome in the built-in chain; None if the table has none for this hook.
+
+        ``keys`` are the names of this packet's tenant. The policy decides what falls through.
+        """
+        chain = self._table.chains.get(hook)
+        if chain is None:
+            return None
+        self._template = template
+        self._answers = self._answers_by_template.setdefault(template, {})
+        self._memo = {}
+        outcome = self._chain(hook, packet, keys, (packet.mark, packet.mark_known))
+        if outcome.falls is not None:
+            if chain.policy == "DROP":
+                outcome = replace(outcome, dropped=max(outcome.dropped or 0, outcome.falls), falls=None)
+            else:
+                outcome = replace(outcome, accepted=max(outcome.accepted or 0, outcome.falls), falls=None)
+        return outcome
+
+    def _positions(self, name: str, packet: Packet, keys: tuple[Hashable, ...]) -> tuple[_Index, list[int]]:
+        index = self._indexes.get(name)
+        if index is None:
+            index = self._indexes[name] = _Index(self._table.chains[name], self._names)
+        common = index.by_template.get(self._template)
+        if common is None:
+            rules = index.chain.rules
+            common = [p for p in index.common if self._possible(rules[p], packet)]
+            index.by_template[self._template] = common
+        filed = [index.filed[key] for key in keys if key in index.filed]
+        if not filed:
+            return index, common
+        merged = list(common)
+        for positions in filed:
+            merged += positions
+        merged.sort()
+        return index, merged
+
+    def _possible(self, rule: Rule, packet: Packet) -> bool:
+        """Whether a rule can apply to some packet of the template."""
+        return all(self._varies(match) or self._same_for_all(match, packet) != NO for match in rule.matches)
+
+    def _varies(self, match: m.Match) -> bool:
+        varying = self._template.varying
+        match match:
+            case m.Address() | m.IpRange():
+                return match.side in varying
+            case m.Interface() | m.Physdev():
+                return match.direction in varying
+            case m.Ports() | m.AddrType():
+                return "port" in varying
+            case m.Mac() | m.Mark():
+                return True
+        return False
+
+    def _same_for_all(self, match: m.Match, packet: Packet) -> int:
+        answer = self._answers.get(id(match))
+        if answer is None:
+            answer = self._answers[id(match)] = holds(match, packet)
+        return answer
+
+    def _rule(self, rule: Rule, packet: Packet, mark: _Mark) -> int:
+        result = YES
+        answers = self._answers
+        for match in rule.matches:
+            answer = answers.get(id(match))
+            if answer is None:
+                if type(match) is m.Mark:
+                    packet.mark, packet.mark_known = mark
+                answer = holds(match, packet)
+                if not self._varies(match):
+                    answers[id(match)] = answer
+            if answer == NO:
+                return NO
+            if answer == PERHAPS:
+                result = PERHAPS
+        return result
+
+    def _chain(self, name: str, packet: Packet, keys: tuple[Hashable, ...], mark: _Mark) -> Outcome:
+        known = self._memo.get((name, mark))
+        if known is not None:
+            return known
+        self._memo[name, mark] = Outcome(falls=0, mark=mark)  # a loop, which the kernel refuses to load
+        index, positions = self._positions(name, packet, keys)
+        rules = index.chain.rules
+        way = _Way(mark)
+        for position in positions:
+            rule = rules[position]
+            answer = self._rule(rule, packet, way.mark)
+            if answer == NO:
+                continue
+            target = rule.target
+            tested = position + 1 + way.extra
+            if isinstance(target, t.Jump | t.Goto):
+                inner = self._chain(target.chain, packet, keys, way.mark)
+                way.visit(inner, tested, answer == YES, isinstance(target, t.Goto))
+            else:
+                way.meet(target, tested, answer == YES)
+            if way.over:
+                break
+        else:
+            way.fall(len(rules) + way.extra)
+        result = way.outcome()
+        self._memo[name, mark] = result
+        return result
+
+
+class _Way:
+    """The ways through one chain, merged: those that are still under way, and those that have ended."""
+
+    __slots__ = ("_accepted", "_accepted_mark", "_dropped", "_fallen", "_fallen_mark", "extra", "mark", "over")
+
+    def __init__(self, mark: _Mark) -> None:
+        self.extra = 0  # tests in chains that were visited
+        self.mark = mark
+        self.over = False
+        self._accepted: int | None = None
+        self._dropped: int | None = None
+        self._fallen: int | None = None
+        self._accepted_mark: _Mark | None = None
+        self._fallen_mark: _Mark | None = None
+
+    def fall(self, tested: int) -> None:
+        self._fallen = max(self._fallen or 0, tested)
+        self._fallen_mark = _merge(self._fallen_mark, self.mark)
+
+    def _accept(self, tested: int, mark: _Mark) -> None:
+        self._accepted = max(self._accepted or 0, tested)
+        self._accepted_mark = _merge(self._accepted_mark, mark)
+
+    def meet(self, target: t.Target, tested: int, surely: bool) -> None:
+        """A rule that is no jump applies, surely or perhaps."""
+        match target:
+            case t.Accept() | t.Dnat() | t.Snat() | t.Masquerade() | t.Redirect() | t.Netmap():
+                self._accept(tested, self.mark)
+                self.over = surely
+            case t.Drop() | t.Reject():
+                self._dropped = max(self._dropped or 0, tested)
+                self.over = surely
+            case t.Return():
+                self.fall(tested)
+                self.over = surely
+            case t.OpaqueTarget():
+                self._accept(tested, self.mark)
+                self._dropped = max(self._dropped or 0, tested)
+            case t.SetMark():
+                value, known = self.mark
+                new = ((value & ~target.mask) ^ target.value) & MARK_BITS, known | target.mask
+                self.mark = new if surely else _merge(self.mark, new)
+            case t.RestoreMark():
+                self.mark = self.mark[0], self.mark[1] & ~target.nfmask & MARK_BITS
+
+    def visit(self, inner: Outcome, tested: int, surely: bool, goto: bool) -> None:
+        """A jump is taken, surely or perhaps, and this is what comes of it."""
+        if inner.accepted is not None:
+            self._accept(tested + inner.accepted, inner.mark)
+        if inner.dropped is not None:
+            self._dropped = max(self._dropped or 0, tested + inner.dropped)
+        if inner.falls is None:
+            self.over = surely
+        elif goto:
+            self._fallen = max(self._fallen or 0, tested + inner.falls)
+            self._fallen_mark = _merge(self._fallen_mark, inner.mark)
+            self.over = surely
+        else:
+            self.extra += inner.falls
+            self.mark = inner.mark if surely else _merge(self.mark, inner.mark)
+
+    def outcome(self) -> Outcome:
+        mark = self._fallen_mark
+        if self._accepted_mark is not None:
+            mark = _merge(mark, self._accepted_mark)
+        return Outcome(self._fallen, self._accepted, self._dropped, mark or (0, 0))
+
+
+def _merge(one: _Mark | None, other: _Mark) -> _Mark:
+    """Only the bits that both know, and that agree."""
+    if one is None or one == other:
+        return other
+    return one[0], one[1] & other[1] & ~(one[0] ^ other[0]) & MARK_BITS
