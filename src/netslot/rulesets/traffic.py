@@ -19,7 +19,7 @@ from netslot.rulesets.interfaces import Kind, kind
 from netslot.rulesets.model import Family, Rule, Ruleset
 from netslot.rulesets.packets import ABSENT, BRIDGE, UPLINK, Link, Packet
 from netslot.rulesets.tenants import Tenant
-from netslot.rulesets.walk import TableWalker, Template, filing_key
+from netslot.rulesets.walk import TableWalker, Template, filing_key, port_key
 
 STATES = ("NEW", "ESTABLISHED")
 
@@ -141,7 +141,7 @@ class _Surroundings:
                 walker = self._walkers.get(table)
                 if walker is None or (table == "nat" and state != "NEW"):
                     continue
-                outcome = walker.walk(hook, here, template, keys)
+                outcome = walker.walk(hook, here, template, (*keys, port_key(here.dport)))
                 if outcome is None:
                     continue
                 self._note(walks, table, hook, state, index, outcome.most())

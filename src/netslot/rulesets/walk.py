@@ -19,6 +19,8 @@ from netslot.rulesets.model import Chain, Rule, Table
 from netslot.rulesets.packets import NO, PERHAPS, YES, Packet, holds
 from netslot.rulesets.values import MARK_BITS
 
+_VARIES = -1  # beside NO, YES and PERHAPS: ask for each packet anew
+
 _Mark = tuple[int, int]  # bits, and which of them are known
 
 
@@ -59,7 +61,7 @@ class _Index:
         self.filed: dict[Hashable, list[int]] = {}
         self.by_template: dict[Template, list[int]] = {}
         for position, rule in enumerate(chain.rules):
-            key = next((k for k in map(filing_key, rule.matches) if k in names), None)
+            key = next((k for k in map(filing_key, rule.matches) if k in names or _is_port(k)), None)
             if key is None:
                 self.common.append(position)
             else:
@@ -72,7 +74,19 @@ def filing_key(match: m.Match) -> Hashable:
         return match.side, match.value, match.mask
     if isinstance(match, m.Interface | m.Physdev) and not match.negated and not match.wildcard:
         return match.direction, match.name
+    if isinstance(match, m.Ports) and match.side == "dst" and not match.negated and len(match.ranges) == 1:
+        low, high = match.ranges[0]
+        return port_key(low) if low == high else None
     return None
+
+
+def port_key(port: int) -> Hashable:
+    """What rules about one destination port are filed under: every packet has one, of a known number."""
+    return "port", port
+
+
+def _is_port(key: Hashable) -> bool:
+    return isinstance(key, tuple) and key[0] == "port"
 
 
 class TableWalker:
@@ -90,7 +104,7 @@ class TableWalker:
     def walk(self, hook: str, packet: Packet, template: Template, keys: tuple[Hashable, ...]) -> Outcome | None:
         """The outcome in the built-in chain; None if the table has none for this hook.
 
-        ``keys`` are the names of this packet's tenant. The policy decides what falls through.
+        ``keys`` are the names of this packet's tenant and its port. The policy decides what falls through.
         """
         chain = self._table.chains.get(hook)
         if chain is None:
@@ -99,12 +113,12 @@ class TableWalker:
         self._answers = self._answers_by_template.setdefault(template, {})
         self._memo = {}
         outcome = self._chain(hook, packet, keys, (packet.mark, packet.mark_known))
-        if outcome.falls is not None:
-            if chain.policy == "DROP":
-                outcome = replace(outcome, dropped=max(outcome.dropped or 0, outcome.falls), falls=None)
-            else:
-                outcome = replace(outcome, accepted=max(outcome.accepted or 0, outcome.falls), falls=None)
-        return outcome
+        end = outcome.falls
+        if end is None:
+            return outcome
+        if chain.policy == "DROP":
+            return replace(outcome, dropped=max(outcome.dropped or 0, end), falls=None)
+        return replace(outcome, accepted=max(outcome.accepted or 0, end), falls=None)
 
     def _positions(self, name: str, packet: Packet, keys: tuple[Hashable, ...]) -> tuple[_Index, list[int]]:
         index = self._indexes.get(name)
@@ -126,7 +140,7 @@ class TableWalker:
 
     def _possible(self, rule: Rule, packet: Packet) -> bool:
         """Whether a rule can apply to some packet of the template."""
-        return all(self._varies(match) or self._same_for_all(match, packet) != NO for match in rule.matches)
+        return all(self._varies(match) or holds(match, packet) != NO for match in rule.matches)
 
     def _varies(self, match: m.Match) -> bool:
         varying = self._template.varying
@@ -141,23 +155,17 @@ class TableWalker:
                 return True
         return False
 
-    def _same_for_all(self, match: m.Match, packet: Packet) -> int:
-        answer = self._answers.get(id(match))
-        if answer is None:
-            answer = self._answers[id(match)] = holds(match, packet)
-        return answer
-
     def _rule(self, rule: Rule, packet: Packet, mark: _Mark) -> int:
         result = YES
         answers = self._answers
         for match in rule.matches:
             answer = answers.get(id(match))
             if answer is None:
+                answer = answers[id(match)] = _VARIES if self._varies(match) else holds(match, packet)
+            if answer == _VARIES:
                 if type(match) is m.Mark:
                     packet.mark, packet.mark_known = mark
                 answer = holds(match, packet)
-                if not self._varies(match):
-                    answers[id(match)] = answer
             if answer == NO:
                 return NO
             if answer == PERHAPS:
