@@ -25,6 +25,7 @@ MAP_TYPE_LPM_TRIE: Final = 11
 
 F_NO_PREALLOC: Final = 1
 F_RDONLY_PROG: Final = 1 << 7
+F_MMAPABLE: Final = 1 << 10
 
 PROG_TYPE_SCHED_CLS: Final = 3
 PROG_TYPE_CGROUP_SKB: Final = 8

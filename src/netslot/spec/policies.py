@@ -10,6 +10,8 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from netslot.errors import SpecError
+
 Quantity: TypeAlias = int | str
 """A number, or text such as ``64k``, ``20M``, ``1G`` (powers of 1,000; ``Ki``, ``Mi``, ``Gi`` of 1,024)."""
 
@@ -185,3 +187,21 @@ class RatesSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     connections: Quantity | None = None
     """Connections that may be open at once. Keep slots x this below the host's nf_conntrack_max where the root
     namespace tracks connections, as it does for masquerading."""
+
+
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+
+def quantity(value: Quantity, *, key: str) -> int:
+    """The number that ``20M`` or ``64Ki`` stands for; SpecError names ``key`` when it stands for none."""
+    if isinstance(value, int):
+        number = value
+    else:
+        digits = value.rstrip("kMGTi")
+        unit = _UNITS.get(value[len(digits) :])
+        if unit is None or not digits.isdecimal():
+            raise SpecError(f"{value!r} is no quantity", key=key, hint="write 64k, 20M or 512Mi")
+        number = int(digits) * unit
+    if number < 0:
+        raise SpecError(f"{value!r} is below zero", key=key)
+    return number

@@ -1,0 +1,250 @@
+"""cgroup file systems: version 2, and version 1 where a controller is only there.
+
+A cgroup is named by its path below the root of each hierarchy, as ``netslot/slot17``. A process is killed, frozen
+and matched by the unified hierarchy, which every such host has (also when all controllers are on version 1), and
+limited by whichever hierarchy has the controller. Documentation: Admin Guide, "Control Group v2" and "cgroup-v1".
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from netslot.errors import HostError, KernelError
+
+ROOT: Final = Path("/sys/fs/cgroup")
+CONTROLLERS: Final = ("cpu", "memory", "pids", "io")
+"""Version 2's names; ``io`` is called blkio in version 1, and ``cpuacct`` is a hierarchy of its own there."""
+
+_V1_NAMES: Final[Mapping[str, str]] = {"cpu": "cpu", "memory": "memory", "pids": "pids", "io": "blkio"}
+
+
+@functools.cache
+def unified_root() -> Path:
+    """Where version 2 is mounted; HostError when it is not."""
+    for root in (ROOT, ROOT / "unified"):
+        if (root / "cgroup.controllers").exists():
+            return root
+    raise HostError("cgroup v2 is not mounted", hint="mount -t cgroup2 none /sys/fs/cgroup/unified")
+
+
+@functools.cache
+def version(controller: str) -> int:
+    """2 or 1, by where the controller is; HostError when the host has it nowhere."""
+    if controller in (unified_root() / "cgroup.controllers").read_text().split():
+        return 2
+    if (ROOT / _V1_NAMES[controller] / "cgroup.procs").exists():
+        return 1
+    raise HostError(
+        f"the cgroup controller {controller!r} is not available", hint="see cgroup_disable= in /proc/cmdline"
+    )
+
+
+def unified(path: str) -> Path:
+    """A cgroup's directory in the unified hierarchy."""
+    return unified_root() / path
+
+
+def directory(path: str, controller: str) -> Path:
+    """A cgroup's directory in the hierarchy that has ``controller``."""
+    if version(controller) == 2:
+        return unified(path)
+    return ROOT / _V1_NAMES[controller] / path
+
+
+def directories(path: str, controllers: tuple[str, ...]) -> list[Path]:
+    """A cgroup's directories: the unified one first, then those of the controllers on version 1."""
+    found = [unified(path)]
+    for controller in controllers:
+        place = directory(path, controller)
+        if place not in found:
+            found.append(place)
+    if "cpu" in controllers and version("cpu") == 1 and (ROOT / "cpuacct" / "cgroup.procs").exists():
+        accounting = ROOT / "cpuacct" / path
+        if accounting.resolve() != (ROOT / "cpu" / path).resolve():  # on many hosts the two are one hierarchy
+            found.append(accounting)
+    return found
+
+
+def create(path: str, controllers: tuple[str, ...]) -> None:
+    """Make a cgroup and what is missing above it, with ``controllers`` at work in it; success when it is there."""
+    for place in directories(path, controllers):
+        _mkdir(place)
+    enabled = [controller for controller in controllers if version(controller) == 2]
+    if enabled:
+        _enable(Path(path).parent, enabled)
+
+
+def _mkdir(place: Path) -> None:
+    try:
+        place.mkdir()
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        _mkdir(place.parent)
+        _mkdir(place)
+    except OSError as error:
+        raise KernelError(f"mkdir {place}", error.errno or errno.EIO) from error
+
+
+def _enable(parent: Path, controllers: list[str]) -> None:
+    """Have each cgroup from the root down to ``parent`` hand the controllers on (cgroup.subtree_control)."""
+    for place in [unified_root() / part for part in (*reversed(parent.parents), parent)]:
+        file = place / "cgroup.subtree_control"
+        present = file.read_text().split()
+        missing = [controller for controller in controllers if controller not in present]
+        if missing:
+            write(file, " ".join(f"+{controller}" for controller in missing))
+
+
+def remove(path: str, controllers: tuple[str, ...]) -> bool:
+    """Remove an empty cgroup everywhere; absence is success. Returns whether there was anything.
+
+    Raises KernelError: EBUSY while a process is in it.
+    """
+    there = False
+    for place in directories(path, controllers):
+        try:
+            place.rmdir()
+            there = True
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise KernelError(f"rmdir {place}", error.errno or errno.EIO) from error
+    return there
+
+
+def write(file: Path, text: str) -> None:
+    """One write(2), which is how these files take a value."""
+    try:
+        fd = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, text.encode())
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise KernelError(f"write {text!r} to {file}", error.errno or errno.EIO) from error
+
+
+def read(file: Path) -> str:
+    """The content without the final newline; KernelError ENOENT when the cgroup is gone."""
+    try:
+        return file.read_text().rstrip("\n")
+    except OSError as error:
+        raise KernelError(f"read {file}", error.errno or errno.EIO) from error
+
+
+@contextmanager
+def opened(place: Path) -> Iterator[int]:
+    """A descriptor of a cgroup's directory, for BPF attachments."""
+    try:
+        fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise KernelError(f"open {place}", error.errno or errno.EIO) from error
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def enter(path: str, controllers: tuple[str, ...], pid: int = 0) -> None:
+    """Move a process (0: the caller) into the cgroup; what it starts is born there."""
+    for place in directories(path, controllers):
+        write(place / "cgroup.procs", str(pid))
+
+
+def processes(path: str) -> list[int]:
+    """The processes in the cgroup, as the unified hierarchy lists them."""
+    return [int(line) for line in read(unified(path) / "cgroup.procs").split()]
+
+
+def populated(path: str) -> bool:
+    """Whether any process is in the cgroup or below it, also one that is on its way out."""
+    return "populated 1" in read(unified(path) / "cgroup.events")
+
+
+def freeze(path: str, frozen: bool) -> None:
+    """Stop or continue all processes of the cgroup, by one write; they stop within moments, not at once."""
+    write(unified(path) / "cgroup.freeze", "1" if frozen else "0")
+
+
+def frozen(path: str) -> bool:
+    """Whether all processes of the cgroup have stopped."""
+    return "frozen 1" in read(unified(path) / "cgroup.events")
+
+
+def kill(path: str) -> None:
+    """SIGKILL for every process in the cgroup and below it, by one write (cgroup.kill, Linux 5.14).
+
+    It also reaches frozen processes, and those that are forking at this moment.
+    """
+    write(unified(path) / "cgroup.kill", "1")
+
+
+def kill_and_wait(path: str, timeout: float = 5.0) -> None:
+    """Kill, and wait up to ``timeout`` seconds until nobody is left; KernelError EBUSY when somebody is."""
+    if not populated(path):
+        return
+    kill(path)
+    deadline = time.monotonic() + timeout
+    pause = 0.0005
+    while populated(path):
+        if time.monotonic() > deadline:
+            raise KernelError(f"kill cgroup {path}", errno.EBUSY, hint="a process is stuck in the kernel")
+        time.sleep(pause)
+        pause = min(pause * 2, 0.05)
+
+
+class Usage(NamedTuple):
+    """What a cgroup uses. Pressure: share of the last 10 s, in percent, in which some task waited."""
+
+    cpu_seconds: float
+    memory_bytes: int
+    processes: int
+    cpu_pressure: float | None
+    memory_pressure: float | None
+    io_pressure: float | None
+
+
+def usage(path: str) -> Usage:
+    """Read a cgroup's usage; what no hierarchy tells is 0, and pressure that the kernel does not track is None."""
+    place = unified(path)
+    stat = dict(line.split() for line in read(place / "cpu.stat").splitlines())
+    return Usage(
+        cpu_seconds=_cpu_seconds(path, stat),
+        memory_bytes=_number(path, "memory", {2: "memory.current", 1: "memory.usage_in_bytes"}),
+        processes=len(processes(path)),
+        cpu_pressure=_pressure(place / "cpu.pressure"),
+        memory_pressure=_pressure(place / "memory.pressure"),
+        io_pressure=_pressure(place / "io.pressure"),
+    )
+
+
+def _cpu_seconds(path: str, stat: Mapping[str, str]) -> float:
+    accounting = ROOT / "cpuacct" / path / "cpuacct.usage"
+    if accounting.exists():
+        return int(read(accounting)) / 1e9
+    return int(stat["usage_usec"]) / 1e6
+
+
+def _number(path: str, controller: str, files: Mapping[int, str]) -> int:
+    try:
+        file = directory(path, controller) / files[version(controller)]
+    except HostError:
+        return 0
+    return int(read(file)) if file.exists() else 0
+
+
+def _pressure(file: Path) -> float | None:
+    """``avg10`` of the ``some`` line; reading fails with EOPNOTSUPP when pressure is off (psi=0)."""
+    try:
+        line = file.read_text().splitlines()[0]
+    except OSError:
+        return None
+    return float(line.split()[1].partition("=")[2])

@@ -1,0 +1,145 @@
+"""The bpf policy: programs on a slot's own uplink and cgroup, none of them shared with other slots' packets.
+
+Nothing is pinned. What is attached to a link goes with the link, what is attached to a cgroup with the cgroup,
+maps with the programs that use them; so a crash at any moment leaves nothing that removing the slot does not
+remove. Filters carry names that begin with ``netslot/``.
+
+Besides what every die needs, ``stamp`` and ``reset`` need ``values["uplink_if"]``, and ``values["cgroup"]`` (below
+the hierarchy's root) where a program is for the cgroup, which must be there: stamp the cgroup policy first.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from netslot.errors import SpecError
+from netslot.kernel import netlink, tc
+from netslot.policy import bpf_parts
+from netslot.policy.base import Difference, Parameters, Values
+from netslot.policy.bpf_parts import Attachment, Counters, Filter, Nat, Part, Place, Traffic
+from netslot.policy.bpf_user import UserPrograms
+from netslot.spec.policies import BpfSection
+
+__all__ = ["BpfDie", "Traffic", "cast"]
+
+
+def cast(
+    section: BpfSection, *, nat: bool = False, values: Values, defaults: Parameters, directory: Path = Path()
+) -> BpfDie:
+    """Load what all slots share and check the rest.
+
+    ``nat`` asks for the stateless NAT between ``values["guest_address"]`` (and ``guest_address6``), the same in
+    every slot, and each slot's ``address`` (and ``address6``). ``values`` are any one slot's; ``defaults`` is what
+    ``stamp`` binds; paths of object files are relative to ``directory``.
+    Raises SpecError for what does not fit, KernelError when the verifier refuses a program.
+    """
+    parts: list[Part] = []
+    if section.counters:
+        parts.append(Counters())
+    if section.filter is not None:
+        parts.append(Filter(section.filter, defaults))
+    user = UserPrograms(section.programs, directory, values, defaults) if section.programs else None
+    if user is not None:
+        parts.append(user)
+    if nat:
+        if "guest_address" not in values:
+            raise SpecError("NAT needs a guest's address behind the slot", key="nat.kind")
+        parts.append(Nat(values["guest_address"], values.get("guest_address6", "")))
+    return BpfDie(parts, user, defaults)
+
+
+class BpfDie:
+    """Programs that can be put on any number of slots' links; see :class:`netslot.policy.base.Die`."""
+
+    def __init__(self, parts: Sequence[Part], user: UserPrograms | None, defaults: Parameters) -> None:
+        self._parts = parts
+        self._user = user
+        self._defaults = defaults
+
+    @property
+    def rules(self) -> int:
+        """Programs do not count as rules."""
+        return 0
+
+    @property
+    def fallback(self) -> str | None:
+        return None
+
+    def close(self) -> None:
+        """Give up what is loaded for all slots; slots keep what is attached."""
+        for part in self._parts:
+            part.close()
+
+    def stamp(self, values: Values) -> None:
+        """Attach all programs, with the parameters' defaults bound; what is attached already is replaced."""
+        attachments = [a for part in self._parts for a in part.load(values, self._defaults)]
+        with netlink.Socket() as sock, _released(attachments):
+            link = socket.if_nametoindex(values["uplink_if"])
+            sock.execute([tc.add_clsact(link), *_requests(link, attachments)])
+        if self._user is not None:
+            self._user.attach_cgroup(values, self._defaults)
+
+    def bind(self, values: Values, parameters: Parameters) -> None:
+        """Replace the filter's programs and fill the user's maps; one packet sees one list, old or new."""
+        attachments = [a for part in self._parts for a in part.rebind(values, parameters)]
+        if not attachments:
+            return
+        with netlink.Socket() as sock, _released(attachments):
+            sock.execute(_requests(socket.if_nametoindex(values["uplink_if"]), attachments))
+
+    def read(self, values: Values, parameters: Parameters) -> list[Difference]:
+        with netlink.Socket() as sock:
+            found = _attached(sock, socket.if_nametoindex(values["uplink_if"]))
+        differences: list[Difference] = []
+        wanted = {place: tag for part in self._parts for place, tag in part.tags(values).items()}
+        for place, (name, tag) in wanted.items():
+            attached = found.get(place)
+            where = f"bpf {values['uplink_if']} {place}"
+            if attached is None:
+                differences.append(Difference(where, f"program {name} is missing"))
+            elif (attached.name, attached.tag) != (name, tag):
+                differences.append(Difference(where, f"program {name} is another one ({attached.name})"))
+        for place in found.keys() - wanted.keys():
+            if place.priority not in bpf_parts.FOREIGN:
+                where = f"bpf {values['uplink_if']} {place}"
+                differences.append(Difference(where, f"program {found[place].name} is not the slot's"))
+        intact = {
+            place: attached for place, attached in found.items() if attached.tag == wanted.get(place, ("", b""))[1]
+        }
+        for part in self._parts:
+            differences += part.content(values, parameters, intact)
+        return differences
+
+    def reset(self, values: Values) -> None:
+        """As after a stamp: fresh programs and maps take the places of all others, and what is foreign goes."""
+        self.stamp(values)
+        wanted = {place for part in self._parts for place in part.tags(values)}
+        with netlink.Socket() as sock:
+            link = socket.if_nametoindex(values["uplink_if"])
+            foreign = [p for p in _attached(sock, link) if p not in wanted and p.priority not in bpf_parts.FOREIGN]
+            sock.execute([tc.del_filter(link, place.hook, place.priority) for place in foreign])
+
+    def traffic(self, values: Values) -> tuple[Traffic, Traffic]:
+        """What was counted on the way out and on the way in; KernelError ENOENT without counters."""
+        with netlink.Socket() as sock:
+            return Counters.read(_attached(sock, socket.if_nametoindex(values["uplink_if"])))
+
+
+def _requests(link: int, attachments: Sequence[Attachment]) -> list[netlink.Request]:
+    return [tc.set_filter(link, a.place.hook, a.place.priority, a.program, a.name) for a in attachments]
+
+
+def _attached(sock: netlink.Socket, link: int) -> dict[Place, tc.Filter]:
+    return {Place(found.hook, found.priority): found for found in tc.filters(sock, link)}
+
+
+@contextmanager
+def _released(attachments: Sequence[Attachment]) -> Iterator[None]:
+    """Close the descriptors of a slot's own programs, which live on where they are attached."""
+    try:
+        yield
+    finally:
+        bpf_parts.close_all([attachment.program for attachment in attachments if attachment.owned])

@@ -1,0 +1,389 @@
+"""What a slot's BPF programs are made of, and the built-in parts: NAT, egress filter, counters.
+
+Where on the uplink a program runs is its priority. On the way out: counting, the filter, the user's programs,
+NAT; on the way in: counting, NAT, the user's programs. So all but NAT see the guest's own address. Priorities 25
+to 29 are left to other policies.
+"""
+
+from __future__ import annotations
+
+import functools
+import mmap
+import os
+import socket
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple, Protocol
+
+from netslot.errors import KernelError, SpecError
+from netslot.kernel import bpf, elf, tc
+from netslot.policy import addresses
+from netslot.policy.base import Difference, Parameters, Values
+from netslot.spec.policies import BpfFilter
+
+_OBJECTS = Path(__file__).parent.parent / "bpf"
+_FIRST, _PARSE, _FILTER4, _FILTER6, USER_EGRESS = 1, 2, 3, 4, 10
+_STUB, _NAT, USER_INGRESS, _LAST = 20, 21, 30, 60
+FOREIGN: Final = range(25, 30)
+"""Priorities on the uplink that belong to other policies."""
+
+_CB = 48
+"""offsetof(struct __sk_buff, cb), linux/bpf.h."""
+
+PROTOCOLS: Final = {"icmp": 1, "tcp": 6, "udp": 17, "dccp": 33, "gre": 47, "esp": 50, "icmpv6": 58, "sctp": 132}
+
+
+class Place(NamedTuple):
+    """Where a program is attached: a tc hook of the uplink and a priority."""
+
+    hook: int
+    priority: int
+
+    def __str__(self) -> str:
+        return f"{'egress' if self.hook == tc.EGRESS else 'ingress'} {self.priority}"
+
+
+class Attachment(NamedTuple):
+    """A loaded program to attach; one that is ``owned`` is this slot's alone and closed afterwards."""
+
+    place: Place
+    name: str
+    program: int
+    owned: bool
+
+
+class Part(Protocol):
+    """Programs of a die that belong together."""
+
+    def load(self, values: Values, parameters: Parameters) -> list[Attachment]:
+        """All programs for one slot, ready to attach."""
+
+    def rebind(self, values: Values, parameters: Parameters) -> list[Attachment]:
+        """The programs that must take their predecessors' places when ``parameters`` change."""
+
+    def tags(self, values: Values) -> dict[Place, tuple[str, bytes]]:
+        """Name and kernel's tag of each program, as they should be."""
+
+    def content(self, values: Values, parameters: Parameters, found: Mapping[Place, tc.Filter]) -> list[Difference]:
+        """What the maps of the programs found hold otherwise than they should."""
+
+    def close(self) -> None:
+        """Give up the descriptors of what slots share; attached programs live on."""
+
+
+@functools.cache
+def built_in(name: str) -> elf.Object:
+    """A shipped object file, parsed once."""
+    file = _OBJECTS / f"{name}.o"
+    return elf.parse(file.read_bytes(), file.name)
+
+
+def create_map(spec: elf.MapSpec, name: str, entries: int = 0) -> int:
+    """A map as an object file declares it; ``entries`` overrides its size."""
+    return bpf.map_create(
+        spec.kind, spec.key_size, spec.value_size, entries or spec.max_entries, flags=spec.flags, name=name
+    )
+
+
+def constant_map(name: str, content: bytes) -> int:
+    """A frozen map of constants: the verifier folds them into the program."""
+    fd = bpf.map_create(bpf.MAP_TYPE_ARRAY, 4, len(content), 1, flags=bpf.F_RDONLY_PROG, name=name)
+    try:
+        bpf.map_update(fd, bytes(4), content)
+        bpf.map_freeze(fd)
+    except KernelError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def load_program(source: elf.Object, name: str, maps: Mapping[str, int]) -> int:
+    """Load a function of a built-in object for tc."""
+    code = source.programs[name].linked(maps)
+    return bpf.prog_load(bpf.PROG_TYPE_SCHED_CLS, code, source.license, name=f"ns_{name}")
+
+
+def map_of(program: int, name: str) -> int:
+    """A descriptor of the map called ``name`` that the program with id ``program`` uses; ENOENT without one."""
+    fd = bpf.prog_by_id(program)
+    try:
+        ids = bpf.prog_info(fd).map_ids
+    finally:
+        os.close(fd)
+    for number in ids:
+        candidate = bpf.map_by_id(number)
+        if bpf.map_info(candidate).name == name[:15]:
+            return candidate
+        os.close(candidate)
+    raise KernelError(f"map {name} of BPF program {program}", 2)
+
+
+def close_all(descriptors: Sequence[int]) -> None:
+    for fd in descriptors:
+        os.close(fd)
+
+
+class Nat:
+    """One-to-one NAT: the bodies are the same programs in all slots, a stub of 12 instructions tells them whose.
+
+    The stub writes the slot's addresses, as constants, into the packet's scratch space (cb); see
+    docs/decisions/0050-bpf-stub-and-body.md for what that saves.
+    """
+
+    def __init__(self, guest4: str, guest6: str) -> None:
+        source = built_in("nat")
+        constants = {"guest4": _address(guest4, socket.AF_INET), "guest6": _address(guest6, socket.AF_INET6)}
+        data = constant_map(".rodata", source.data(".rodata", constants))
+        try:
+            self._bodies = {
+                Place(tc.EGRESS, _NAT): load_program(source, "nat_egress", {".rodata": data}),
+                Place(tc.INGRESS, _NAT): load_program(source, "nat_ingress", {".rodata": data}),
+            }
+        finally:
+            os.close(data)
+        self._tags = {place: bpf.prog_info(fd).tag for place, fd in self._bodies.items()}
+
+    def load(self, values: Values, parameters: Parameters) -> list[Attachment]:
+        stub = self._stub(values)
+        bodies = [Attachment(place, "netslot/nat", fd, False) for place, fd in self._bodies.items()]
+        return [
+            Attachment(Place(tc.EGRESS, _STUB), "netslot/slot", stub, True),
+            Attachment(Place(tc.INGRESS, _STUB), "netslot/slot", os.dup(stub), True),
+            *bodies,
+        ]
+
+    def rebind(self, values: Values, parameters: Parameters) -> list[Attachment]:
+        return []
+
+    def tags(self, values: Values) -> dict[Place, tuple[str, bytes]]:
+        stub = self._stub(values)
+        try:
+            tag = bpf.prog_info(stub).tag
+        finally:
+            os.close(stub)
+        stubs = {Place(hook, _STUB): ("netslot/slot", tag) for hook in (tc.EGRESS, tc.INGRESS)}
+        return stubs | {place: ("netslot/nat", body) for place, body in self._tags.items()}
+
+    def content(self, values: Values, parameters: Parameters, found: Mapping[Place, tc.Filter]) -> list[Difference]:
+        return []
+
+    def close(self) -> None:
+        close_all(list(self._bodies.values()))
+        self._bodies = {}
+
+    @staticmethod
+    def _stub(values: Values) -> int:
+        own = _address(values["address"], socket.AF_INET) + _address(values.get("address6", ""), socket.AF_INET6)
+        code = bytearray()
+        for index, word in enumerate(struct.unpack("=5i", own)):
+            code += struct.pack("=BBhi", 0xB4, 2, 0, word)  # w2 = word
+            code += struct.pack("=BBhi", 0x63, 0x21, _CB + 4 * index, 0)  # skb->cb[index] = w2
+        code += struct.pack("=BBhiBBhi", 0xB4, 0, 0, -1, 0x95, 0, 0, 0)  # return TC_ACT_UNSPEC
+        return bpf.prog_load(bpf.PROG_TYPE_SCHED_CLS, bytes(code), "GPL", name="ns_slot")
+
+
+def _address(text: str, family: int) -> bytes:
+    """Packed; all zero for none, which no packet has as its source and no slot as its own."""
+    return socket.inet_pton(family, text.partition("/")[0] or ("::" if family == socket.AF_INET6 else "0.0.0.0"))
+
+
+class Filter:
+    """The egress filter. Slots whose lists are the default ones share its programs; others have their own."""
+
+    def __init__(self, section: BpfFilter, defaults: Parameters) -> None:
+        self._section = section
+        self._source = built_in("filter")
+        self._defaults = self._lists(defaults)
+        parse = built_in("parse")
+        self._shared = [
+            Attachment(Place(tc.EGRESS, _PARSE), "netslot/parse", load_program(parse, "parse_egress", {}), False)
+        ]
+        self._shared += [attachment._replace(owned=False) for attachment in self._programs(self._defaults, (4, 6))]
+        self._tags = {a.place: (a.name, bpf.prog_info(a.program).tag) for a in self._shared}
+
+    def load(self, values: Values, parameters: Parameters) -> list[Attachment]:
+        return [self._shared[0], *self.rebind(values, parameters)]
+
+    def rebind(self, values: Values, parameters: Parameters) -> list[Attachment]:
+        lists = self._lists(parameters)
+        changed = [v for v in (4, 6) if (lists[v], lists[0]) != (self._defaults[v], self._defaults[0])]
+        same = [self._shared[1 if v == 4 else 2] for v in (4, 6) if v not in changed]
+        return same + self._programs(lists, changed)
+
+    def tags(self, values: Values) -> dict[Place, tuple[str, bytes]]:
+        return self._tags
+
+    def content(self, values: Values, parameters: Parameters, found: Mapping[Place, tc.Filter]) -> list[Difference]:
+        lists = self._lists(parameters)
+        differences: list[Difference] = []
+        for version, priority in ((4, _FILTER4), (6, _FILTER6)):
+            attached = found.get(Place(tc.EGRESS, priority))
+            if attached is None or not attached.program:
+                continue
+            where = f"bpf egress filter, IPv{version}"
+            if _read_array(map_of(attached.program, f"ns_table{version}")) != self._table(lists[version], version):
+                differences.append(Difference(where, "the list of prefixes is not the one that was bound"))
+            ports = map_of(attached.program, "ns_ports")
+            try:
+                if {key for key, _ in bpf.map_items(ports, 4, 4)} != set(services(lists[0].get(0, ()))):
+                    differences.append(Difference(where, "the list of ports is not the one that was bound"))
+            finally:
+                os.close(ports)
+        return differences
+
+    def close(self) -> None:
+        close_all([attachment.program for attachment in self._shared])
+        self._shared = []
+
+    def _lists(self, parameters: Parameters) -> dict[int, dict[int, Sequence[str]]]:
+        """Prefixes by verdict for IPv4 (4) and IPv6 (6); under 0, the ports."""
+        section = self._section
+        lists: dict[int, dict[int, Sequence[str]]] = {0: {0: parameters.get(section.ports, ())}, 4: {}, 6: {}}
+        listed = addresses.PORTS if section.ports else addresses.ACCEPT
+        for verdict, name in ((addresses.DROP, section.deny), (listed, section.allow)):
+            if not name:
+                continue
+            prefixes = parameters.get(name, ())
+            mixed = ":" in "".join(prefixes)
+            lists[4][verdict] = [text for text in prefixes if ":" not in text] if mixed else prefixes
+            lists[6][verdict] = [text for text in prefixes if ":" in text] if mixed else ()
+        return lists
+
+    def _table(self, lists: Mapping[int, Sequence[str]], version: int) -> bytes:
+        default = addresses.ACCEPT if self._section.default == "accept" else addresses.DROP
+        return (addresses.table4 if version == 4 else addresses.table6)(lists, default)
+
+    def _programs(
+        self, lists: Mapping[int, Mapping[int, Sequence[str]]], versions: Sequence[int]
+    ) -> list[Attachment]:
+        attachments: list[Attachment] = []
+        if not versions:
+            return attachments
+        maps = {"ports": self._port_map(lists[0].get(0, ()))}
+        try:
+            for version in versions:
+                name = f"table{version}"
+                maps[name] = _filled_array(f"ns_{name}", self._table(lists[version], version))
+                program = load_program(self._source, f"filter{version}", maps)
+                place = Place(tc.EGRESS, _FILTER4 if version == 4 else _FILTER6)
+                attachments.append(Attachment(place, "netslot/filter", program, True))
+        except KernelError:
+            close_all([attachment.program for attachment in attachments])
+            raise
+        finally:
+            close_all(list(maps.values()))
+        return attachments
+
+    def _port_map(self, ports: Sequence[str]) -> int:
+        keys = services(ports)
+        fd = create_map(self._source.maps["ports"], "ns_ports", max(1, len(keys)))
+        for key in keys:
+            bpf.map_update(fd, key, bytes(4))
+        return fd
+
+
+def services(ports: Sequence[str]) -> list[bytes]:
+    """Keys of the ports map: protocol, a zero, port in network order."""
+    keys: list[bytes] = []
+    for text in ports:
+        protocol, _, port = text.partition(":")
+        if protocol not in PROTOCOLS or not ((port.isdecimal() and int(port) < 1 << 16) or not port):
+            raise SpecError(f"{text!r} is no protocol and port", hint="write tcp:443, udp:53 or icmp")
+        keys.append(struct.pack(">BxH", PROTOCOLS[protocol], int(port or 0)))
+    return keys
+
+
+def _filled_array(name: str, content: bytes) -> int:
+    """An array of 8-byte cells, written through a memory mapping: one call for a table of any size."""
+    fd = bpf.map_create(bpf.MAP_TYPE_ARRAY, 4, 8, len(content) // 8, flags=bpf.F_MMAPABLE, name=name)
+    try:
+        with mmap.mmap(fd, -(-len(content) // mmap.PAGESIZE) * mmap.PAGESIZE) as memory:
+            memory[: len(content)] = content
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _read_array(fd: int) -> bytes:
+    """What :func:`_filled_array` wrote; closes ``fd``."""
+    try:
+        size = bpf.map_info(fd).max_entries * 8
+        with mmap.mmap(fd, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE, prot=mmap.PROT_READ) as memory:
+            return memory[:size]
+    finally:
+        os.close(fd)
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Packets and bytes of one direction: all that came, and those that no program dropped."""
+
+    packets: int
+    bytes: int
+    passed_packets: int
+    passed_bytes: int
+
+
+class Counters:
+    """Counting programs around all others, over a map of the slot's own."""
+
+    _PROGRAMS: Mapping[str, Place] = {
+        "egress_seen": Place(tc.EGRESS, _FIRST),
+        "egress_passed": Place(tc.EGRESS, _LAST),
+        "ingress_seen": Place(tc.INGRESS, _FIRST),
+        "ingress_passed": Place(tc.INGRESS, _LAST),
+    }
+
+    def __init__(self) -> None:
+        self._source = built_in("count")
+        sample = self.load({}, {})
+        self._tags = {a.place: (a.name, bpf.prog_info(a.program).tag) for a in sample}
+        close_all([attachment.program for attachment in sample])
+
+    def load(self, values: Values, parameters: Parameters) -> list[Attachment]:
+        counters = create_map(self._source.maps["counters"], "ns_counters")
+        attachments: list[Attachment] = []
+        try:
+            for name, place in self._PROGRAMS.items():
+                program = load_program(self._source, name, {"counters": counters})
+                attachments.append(Attachment(place, "netslot/count", program, True))
+        except KernelError:
+            close_all([attachment.program for attachment in attachments])
+            raise
+        finally:
+            os.close(counters)
+        return attachments
+
+    def rebind(self, values: Values, parameters: Parameters) -> list[Attachment]:
+        return []
+
+    def tags(self, values: Values) -> dict[Place, tuple[str, bytes]]:
+        return self._tags
+
+    def content(self, values: Values, parameters: Parameters, found: Mapping[Place, tc.Filter]) -> list[Difference]:
+        return []
+
+    def close(self) -> None:
+        pass
+
+    @classmethod
+    def read(cls, found: Mapping[Place, tc.Filter]) -> tuple[Traffic, Traffic]:
+        """Egress and ingress; KernelError ENOENT when the slot has no counters."""
+        attached = found.get(cls._PROGRAMS["egress_seen"])
+        if attached is None:
+            raise KernelError("read the slot's counters", 2, hint="set counters = true in [bpf]")
+        fd = map_of(attached.program, "ns_counters")
+        cpus = bpf.possible_cpus()
+        try:
+            cells = [_sum(bpf.map_lookup(fd, struct.pack("=I", index), 16 * cpus)) for index in range(4)]
+        finally:
+            os.close(fd)
+        return Traffic(*cells[0], *cells[1]), Traffic(*cells[2], *cells[3])
+
+
+def _sum(value: bytes | None) -> tuple[int, int]:
+    pairs = list(struct.iter_unpack("=QQ", value or b""))
+    return sum(packets for packets, _ in pairs), sum(size for _, size in pairs)
