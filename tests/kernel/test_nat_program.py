@@ -6,9 +6,9 @@ import os
 import struct
 from collections.abc import Iterator
 
-import packets as p
 import pytest
 
+import packets as p
 from netslot.kernel import bpf, tc
 from netslot.policy.bpf_parts import Nat, Place
 
@@ -58,7 +58,9 @@ def ip(source: str, destination: str, protocol: int, payload: bytes) -> bytes:
 
 @pytest.mark.parametrize(("guest", "slot", "peer"), [(GUEST, SLOT, PEER), (GUEST6, SLOT6, PEER6)])
 @pytest.mark.parametrize("which", range(4))
-def test_both_directions_translate_with_right_checksums(nat: Nat, guest: str, slot: str, peer: str, which: int) -> None:
+def test_both_directions_translate_with_right_checksums(
+    nat: Nat, guest: str, slot: str, peer: str, which: int
+) -> None:
     protocol, payload = transports(guest, peer)[which]
     verdict, out = run(nat, tc.EGRESS, ip(guest, peer, protocol, payload))
     assert verdict == UNSPEC

@@ -172,6 +172,8 @@ int filter4(struct __sk_buff *skb)
 {
 	__u32 address;
 
+	if (skb->protocol != ETH_IPV4)
+		return TC_ACT_UNSPEC;
 	if (bpf_skb_load_bytes(skb, V4_DESTINATION, &address, sizeof(address)))
 		return TC_ACT_SHOT;
 	return act(skb, verdict4(bpf_ntohl(address)));
@@ -182,7 +184,7 @@ int filter6(struct __sk_buff *skb)
 {
 	__u64 address[2];
 
-	if (is_neighbour_discovery(skb))
+	if (skb->protocol != ETH_IPV6 || is_neighbour_discovery(skb))
 		return TC_ACT_UNSPEC;
 	if (bpf_skb_load_bytes(skb, V6_DESTINATION, address, sizeof(address)))
 		return TC_ACT_SHOT;

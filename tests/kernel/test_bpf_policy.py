@@ -1,0 +1,334 @@
+"""The bpf policy on real links with real connections."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import random
+import shutil
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import lab
+import packets as p
+from netslot.errors import KernelError, SpecError, UsageError
+from netslot.kernel import bpf, cgroupfs, elf, tc
+from netslot.policy import addresses
+from netslot.policy import bpf as policy
+from netslot.policy.bpf_parts import Filter, Place
+from netslot.spec.policies import BpfFilter, BpfProgram, BpfSection
+
+SOURCES = Path(policy.__file__).parent.parent / "bpf"
+Slot = tuple[lab.Net, lab.Net, lab.Net]
+FILTER = BpfSection(counters=True, filter=BpfFilter(allow="allow", deny="deny", ports="ports"))
+OPEN = {"allow": ["0.0.0.0/0", "::/0"], "deny": [], "ports": ["tcp:7000", "udp:7000", "icmp"]}
+
+
+@pytest.fixture
+def slot() -> Iterator[Slot]:
+    with lab.slot() as found:
+        yield found
+
+
+def test_connections_through_nat_both_families(slot: Slot) -> None:
+    root, middle, guest = slot
+    die = policy.cast(BpfSection(), nat=True, values=lab.VALUES, defaults={})
+    assert not lab.connects(guest, lab.OUTSIDE4), "without NAT root knows no way back"
+    middle.run(die.stamp, lab.VALUES)
+    for outside, own, inner in ((lab.OUTSIDE4, lab.SLOT4, lab.GUEST4), (lab.OUTSIDE6, lab.SLOT6, lab.GUEST6)):
+        server = lab.Echo(root, outside)
+        assert lab.connects(guest, outside)
+        assert server.tcp.accept()[1][0] == own, "the outside sees the slot's address"
+        backwards = lab.Echo(guest, inner, 8000)
+        assert lab.connects(root, own, 8000), "and reaches the guest by it"
+        server.close()
+        backwards.close()
+    assert middle.sh("cat /proc/net/nf_conntrack 2>/dev/null", check=False) == "", "nothing is tracked"
+    die.close()
+
+
+def test_path_mtu_discovery_through_nat(slot: Slot) -> None:
+    """Root's 'fragmentation needed' quotes the translated packet; the guest must believe it is about its own."""
+    root, middle, guest = slot
+    die = policy.cast(BpfSection(), nat=True, values=lab.VALUES, defaults={})
+    middle.run(die.stamp, lab.VALUES)
+    with lab.Net("far") as far:
+        root.ip(
+            f"addr del {lab.OUTSIDE4}/32 dev lo",
+            f"link add out type veth peer name in netns {far.name}",
+            "addr add 198.51.100.1/24 dev out",
+            "link set out up mtu 1300",
+        )
+        root.sysctl(ipv4__ip_forward=1)
+        far.ip(f"addr add {lab.OUTSIDE4}/24 dev in", "link set in up", "route add default via 198.51.100.1")
+        far.ip("link set in mtu 1500")
+        with guest.socket(socket.SOCK_DGRAM) as sender:
+            mtu_discover, do, mtu = 10, 2, 14  # IP_MTU_DISCOVER, IP_PMTUDISC_DO, IP_MTU
+            sender.setsockopt(socket.IPPROTO_IP, mtu_discover, do)
+            sender.connect((lab.OUTSIDE4, 9))
+            sender.send(bytes(1400))
+            for _ in range(100):
+                if sender.getsockopt(socket.IPPROTO_IP, mtu) == 1300:
+                    break
+                time.sleep(0.01)
+            assert sender.getsockopt(socket.IPPROTO_IP, mtu) == 1300
+    die.close()
+
+
+def test_filter_counts_and_changes_in_force_at_once(slot: Slot) -> None:
+    root, middle, guest = slot
+    die = policy.cast(FILTER, nat=True, values=lab.VALUES, defaults={"allow": [], "deny": [], "ports": []})
+    middle.run(die.stamp, lab.VALUES)
+    server = lab.Echo(root, lab.OUTSIDE4)
+    other = lab.Echo(root, lab.OUTSIDE4, 7001)
+    assert not lab.connects(guest, lab.OUTSIDE4), "nothing is allowed by default"
+    middle.run(die.bind, lab.VALUES, OPEN)
+    assert lab.connects(guest, lab.OUTSIDE4)
+    assert not lab.connects(guest, lab.OUTSIDE4, 7001), "a port that is not listed"
+    assert middle.run(die.read, lab.VALUES, OPEN) == []
+    denied = OPEN | {"deny": [f"{lab.OUTSIDE4}/32"]}
+    assert [str(d) for d in middle.run(die.read, lab.VALUES, denied)] == [
+        "bpf egress filter, IPv4: the list of prefixes is not the one that was bound"
+    ]
+    middle.run(die.bind, lab.VALUES, denied)
+    assert not lab.connects(guest, lab.OUTSIDE4)
+    out, _ = middle.run(die.traffic, lab.VALUES)
+    assert out.packets > out.passed_packets > 0
+    middle.run(die.reset, lab.VALUES)
+    out, back = middle.run(die.traffic, lab.VALUES)
+    assert (out.packets, back.packets) == (0, 0)
+    assert middle.run(die.read, lab.VALUES, {}) == []
+    server.close()
+    other.close()
+    die.close()
+
+
+def test_read_names_what_was_changed(slot: Slot) -> None:
+    _, middle, _ = slot
+    die = policy.cast(FILTER, nat=True, values=lab.VALUES, defaults=OPEN)
+    middle.run(die.stamp, lab.VALUES)
+    assert middle.run(die.read, lab.VALUES, OPEN) == []
+    middle.sh("tc filter del dev up0 egress prio 21")
+    assert [str(d) for d in middle.run(die.read, lab.VALUES, OPEN)] == [
+        "bpf up0 egress 21: program netslot/nat is missing"
+    ]
+    middle.run(die.reset, lab.VALUES)
+    other = policy.cast(BpfSection(), nat=True, values=lab.VALUES, defaults={})
+    middle.run(other.stamp, lab.VALUES | {"address": "10.201.0.77"})
+    found = [str(d) for d in middle.run(die.read, lab.VALUES, OPEN)]
+    assert found == [
+        "bpf up0 egress 20: program netslot/slot is another one (netslot/slot)",
+        "bpf up0 ingress 20: program netslot/slot is another one (netslot/slot)",
+    ]
+    middle.sh("tc filter add dev up0 egress prio 50 bpf da obj " + str(SOURCES / "parse.o") + " sec tc/egress")
+    middle.run(die.reset, lab.VALUES)
+    assert middle.run(die.read, lab.VALUES, OPEN) == []
+    other.close()
+    die.close()
+
+
+def verdict(program: int, destination: str, *, protocol: int = p.UDP, port: int = 9) -> bool:
+    """Whether the filter lets a packet pass, by a test run with what the parser leaves in cb[0]."""
+    six = ":" in destination
+    source = "fd00::1" if six else "10.0.0.1"
+    payload = p.udp(source, destination, 1, port, b"x")
+    packet = (p.ipv6 if six else p.ipv4)(source, destination, protocol, payload)
+    frame = p.ethernet("02:00:00:00:00:01", "02:00:00:00:00:02", p.ETH_P_IPV6 if six else p.ETH_P_IP, packet)
+    context = bytes(48) + struct.pack("=I", (54 if six else 34) | protocol << 16)
+    return bpf.prog_test_run(program, frame, context=context).verdict == -1
+
+
+def expected(destination: str, lists: dict[int, list[str]], default: int) -> bool:
+    """The same by the definition: the longest prefix decides, and DROP between equals."""
+    address = ipaddress.ip_address(destination)
+    best, answer = -1, default
+    for value in sorted(lists):
+        for text in lists[value]:
+            network = ipaddress.ip_network(text, strict=False)
+            if address in network and network.prefixlen > best:
+                best, answer = network.prefixlen, value
+    return answer == addresses.ACCEPT
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("version", [4, 6])
+def test_the_longest_prefix_decides(seed: int, version: int) -> None:
+    """Random nested lists; every boundary and its neighbours are asked."""
+    chance = random.Random(seed)
+    bits = 32 if version == 4 else 128
+    make = ipaddress.IPv4Address if version == 4 else ipaddress.IPv6Address
+    base = chance.getrandbits(bits)
+
+    def prefix() -> str:
+        length = chance.choice([0, 1, 8, bits // 2, bits - 12, bits - 8, bits - 4, bits - 1, bits])
+        number = (base + chance.getrandbits(chance.choice([4, 12, bits]))) % (1 << bits)
+        return f"{make(number >> (bits - length) << (bits - length) if length else 0)}/{length}"
+
+    for size in (0, 1, 2, 20, 300):
+        allow, deny = [prefix() for _ in range(size)], [prefix() for _ in range(chance.choice([0, size // 2]))]
+        section = BpfFilter(default=chance.choice(["drop", "accept"]), allow="allow", deny="deny" if deny else "")
+        part = Filter(section, {})
+        attachments = part.rebind({}, {"allow": allow, "deny": deny})
+        program = {a.place: a.program for a in attachments}[Place(tc.EGRESS, 3 if version == 4 else 4)]
+        lists = {addresses.DROP: deny, addresses.ACCEPT: allow}
+        default = addresses.ACCEPT if section.default == "accept" else addresses.DROP
+        asked = {0, (1 << bits) - 1, base}
+        for text in chance.sample(allow + deny, min(8, len(allow) + len(deny))):
+            network = ipaddress.ip_network(text)
+            first, last = int(network.network_address), int(network.broadcast_address)
+            asked |= {first, last, max(0, first - 1), min((1 << bits) - 1, last + 1)}
+        for number in asked:
+            destination = str(make(number))
+            assert verdict(program, destination) == expected(destination, lists, default), (
+                destination,
+                lists,
+                default,
+            )
+        for attachment in attachments:
+            if attachment.owned:
+                os.close(attachment.program)
+        part.close()
+
+
+@pytest.mark.parametrize("wrong", ["10.0.0.0/33", "10.0.0/8", "hello/8", "10.0.0.0/8/8", "10.0.0.0/-1", "10.0.0.0/"])
+def test_a_wrong_prefix_is_named(wrong: str) -> None:
+    with pytest.raises(UsageError, match=wrong.replace(".", r"\.")):
+        addresses.table4({addresses.ACCEPT: ["192.0.2.0/24", wrong]}, addresses.DROP)
+
+
+@pytest.mark.skipif(
+    not shutil.which("clang"), reason="NOT CHECKED: clang is not here to rebuild the BPF objects with"
+)
+def test_the_shipped_objects_are_built_from_the_shipped_sources(tmp_path: Path) -> None:
+    subprocess.run(["make", "-s", "-C", str(SOURCES), f"OUT={tmp_path}"], check=True)
+    shipped = sorted(SOURCES.glob("*.o"))
+    assert len(shipped) == len(list(SOURCES.glob("*.c"))) > 0
+    for file in shipped:
+        built, ours = elf.parse((tmp_path / file.name).read_bytes(), "built"), elf.parse(file.read_bytes(), "shipped")
+        assert built == ours, f"{file.name} is not what its source gives: run make bpf"
+
+
+USER_PROGRAM = """
+#include <linux/bpf.h>
+#include <linux/pkt_cls.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_endian.h>
+char gpl[] SEC("license") = "GPL";
+const volatile __u32 number;
+const volatile __u32 outside;
+struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 1); __type(key, __u32); __type(value, __u64); }
+limit SEC(".maps");
+struct { __uint(type, BPF_MAP_TYPE_HASH); __uint(max_entries, 64); __type(key, __u32); __type(value, __u32); }
+ports SEC(".maps");
+static __noinline int too_long(__u32 size, __u64 most) { return most && size > most; }
+SEC("tc") int big(struct __sk_buff *skb) {
+    __u32 zero = 0; __u64 *most = bpf_map_lookup_elem(&limit, &zero);
+    return number == 1 && most && too_long(skb->len, *most) ? TC_ACT_SHOT : TC_ACT_UNSPEC;
+}
+SEC("cgroup/connect4") int connect(struct bpf_sock_addr *ctx) {
+    struct { __u8 protocol, unused; __u16 port; } key = { .protocol = 6, .port = ctx->user_port };
+    return ctx->user_ip4 != outside || bpf_map_lookup_elem(&ports, &key) ? 1 : 0;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def user_object(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not shutil.which("clang"):
+        pytest.skip("NOT CHECKED: clang is not here to compile a user's program with")
+    directory = tmp_path_factory.mktemp("bpf")
+    (directory / "user.c").write_text(USER_PROGRAM)
+    include = f"-I/usr/include/{os.uname().machine}-linux-gnu"
+    command = ["clang", "-O2", "-g", "-target", "bpf", include, "-c", "user.c", "-o", "user.o"]
+    subprocess.run(command, cwd=directory, check=True)
+    return directory
+
+
+def test_a_users_program_on_the_uplink(slot: Slot, user_object: Path) -> None:
+    """Constants of the slot, a map that a parameter fills and that an update changes in place."""
+    root, middle, guest = slot
+    program = BpfProgram("user.o", "big", "egress", constants={"number": "${slot}"}, maps={"limit": "size"})
+    die = policy.cast(
+        BpfSection(programs=(program,)), nat=True, values=lab.VALUES, defaults={"size": ["0"]}, directory=user_object
+    )
+    middle.run(die.stamp, lab.VALUES)
+    server = lab.Echo(root, lab.OUTSIDE4)
+    sender = guest.socket(socket.SOCK_DGRAM)
+    for size, passes in (("0", True), ("500", False), ("1200", True)):
+        middle.run(die.bind, lab.VALUES, {"size": [size]})
+        assert middle.run(die.read, lab.VALUES, {"size": [size]}) == []
+        sender.sendto(b"x" * 1000, (lab.OUTSIDE4, 7000))
+        if passes:
+            assert len(server.udp.recv(2000)) == 1000
+        else:
+            with pytest.raises(TimeoutError):
+                server.udp.recv(2000)
+    assert middle.run(die.read, lab.VALUES, {"size": ["7"]}) != []
+    sender.close()
+    server.close()
+    die.close()
+
+
+def test_a_users_program_on_the_cgroup(slot: Slot, user_object: Path) -> None:
+    root, middle, _ = slot
+    path = f"netslot-test-{os.getpid()}/slot1"
+    values = lab.VALUES | {"cgroup": path}
+    program = BpfProgram(
+        "user.o", "connect", "cgroup/connect4", constants={"outside": lab.ROOT4}, maps={"ports": "open"}
+    )
+    die = policy.cast(BpfSection(programs=(program,)), values=values, defaults={"open": []}, directory=user_object)
+    cgroupfs.create(path, ())
+    server = lab.Echo(root, lab.ROOT4)
+    try:
+        middle.run(die.stamp, values)
+        connect = f"echo 0 > {cgroupfs.unified(path)}/cgroup.procs; exec bash -c ': < /dev/tcp/{lab.ROOT4}/7000'"
+        with pytest.raises(AssertionError, match="Operation not permitted"):
+            middle.sh(connect)
+        middle.run(die.bind, values, {"open": ["tcp:7000"]})
+        middle.sh(connect)
+        assert middle.run(die.read, values, {"open": ["tcp:7000"]}) == []
+        middle.run(die.reset, values)
+        assert middle.run(die.read, values, {"open": []}) == []
+        with cgroupfs.opened(cgroupfs.unified(path)) as target:
+            assert len(bpf.prog_query(target, 10)) == 1, "the new program took the old one's place"
+    finally:
+        cgroupfs.kill_and_wait(path)
+        cgroupfs.remove(path, ())
+        cgroupfs.remove(str(Path(path).parent), ())
+        server.close()
+        die.close()
+
+
+def test_what_is_wrong_with_a_program_is_said(user_object: Path) -> None:
+    section = BpfSection(programs=(BpfProgram("user.o", "bigg", "egress"),))
+    with pytest.raises(SpecError, match="has no program bigg"):
+        policy.cast(section, values=lab.VALUES, defaults={}, directory=user_object)
+    broken = elf.parse((user_object / "user.o").read_bytes(), "user.o").programs["big"].instructions[8:]
+    with pytest.raises(KernelError, match=r"bpf prog_load broken: .*R1 type=scalar expected=map_ptr"):
+        bpf.prog_load(bpf.PROG_TYPE_SCHED_CLS, broken, "GPL", name="broken")
+
+
+def test_nothing_is_left_when_the_slot_is_gone() -> None:
+    def loaded() -> set[str]:
+        listing = subprocess.run(["bpftool", "prog", "show"], capture_output=True, text=True, check=True).stdout
+        return {line.split(":")[0] for line in listing.splitlines() if " name ns_" in line}
+
+    before = loaded()
+    with lab.slot() as (_, middle, _guest):
+        die = policy.cast(FILTER, nat=True, values=lab.VALUES, defaults=OPEN)
+        middle.run(die.stamp, lab.VALUES)
+        middle.run(die.bind, lab.VALUES, OPEN | {"allow": ["10.0.0.0/8"]})
+        assert len(loaded() - before) >= 8
+        die.close()
+        middle.ip("link del up0")
+        for _ in range(200):
+            if not loaded() - before:
+                break
+            subprocess.run(["sleep", "0.05"], check=True)
+        assert not loaded() - before
