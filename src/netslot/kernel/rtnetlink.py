@@ -58,7 +58,8 @@ IFA_F_NODAD = 0x02
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_TABLE = 1, 4, 5, 6, 7, 15
 RT_TABLE_MAIN, RT_TABLE_LOCAL = 254, 255
 RTPROT_KERNEL, RTPROT_STATIC = 2, 4
-RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
+RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_NOWHERE = 0, 253, 255
+RTNH_F_ONLINK = 4
 RTN_UNICAST, RTN_MULTICAST = 1, 5
 
 NDA_DST, NDA_LLADDR = 1, 2
@@ -200,10 +201,26 @@ def _address(kind: int, flags: int, index: int, address: Interface, verb: str) -
 
 
 def add_route(
-    destination: Network, *, index: int = 0, gateway: Address | None = None, table: int = RT_TABLE_MAIN
+    destination: Network,
+    *,
+    index: int = 0,
+    gateway: Address | None = None,
+    onlink: bool = False,
+    metric: int = 0,
+    table: int = RT_TABLE_MAIN,
 ) -> Request:
-    """A static unicast route."""
-    return _route(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, destination, index, gateway, table)
+    """A static unicast route; ``onlink`` lets the gateway be a neighbour that no route covers.
+
+    Many IPv4 device routes with one metric share 256 hash chains of the kernel (fib_info_hashfn() in
+    net/ipv4/fib_semantics.c folds the device index to 8 bits), so that adding one walks N / 256 entries;
+    a metric of its own for each keeps the cost flat.
+    """
+    header = _route_header(destination, table, RTPROT_STATIC, _scope(destination, gateway), RTN_UNICAST, onlink)
+    attrs = _route_attrs(destination, index, gateway, table)
+    if metric:
+        attrs += attr_u32(RTA_PRIORITY, metric)
+    flags = NLM_F_CREATE | NLM_F_REPLACE
+    return Request(RTM_NEWROUTE, flags, header + attrs, f"add route {destination}")
 
 
 def delete_route(
@@ -214,33 +231,24 @@ def delete_route(
     table: int = RT_TABLE_MAIN,
     kind: int = RTN_UNICAST,
 ) -> Request:
-    return _route(RTM_DELROUTE, 0, destination, index, gateway, table, kind)
+    """Remove a route of any metric."""
+    scope = RT_SCOPE_NOWHERE if destination.version == 4 else RT_SCOPE_UNIVERSE
+    header = _route_header(destination, table, 0, scope, kind, False)
+    payload = header + _route_attrs(destination, index, gateway, table)
+    return Request(RTM_DELROUTE, 0, payload, f"delete route {destination}")
 
 
-def _route(
-    message: int,
-    flags: int,
-    destination: Network,
-    index: int,
-    gateway: Address | None,
-    table: int,
-    kind: int = RTN_UNICAST,
-) -> Request:
-    adding = message == RTM_NEWROUTE
-    scope = RT_SCOPE_LINK if adding and gateway is None and destination.version == 4 else RT_SCOPE_UNIVERSE
-    if not adding and destination.version == 4:
-        scope = 255  # RT_SCOPE_NOWHERE: any scope
-    header = _RTMSG.pack(
-        _family(destination),
-        destination.prefixlen,
-        0,
-        0,
-        table if table < 256 else 0,
-        RTPROT_STATIC if adding else 0,
-        scope,
-        kind,
-        0,
-    )
+def _scope(destination: Network, gateway: Address | None) -> int:
+    return RT_SCOPE_LINK if gateway is None and destination.version == 4 else RT_SCOPE_UNIVERSE
+
+
+def _route_header(destination: Network, table: int, protocol: int, scope: int, kind: int, onlink: bool) -> bytes:
+    family, length = _family(destination), destination.prefixlen
+    short_table = table if table < 256 else 0
+    return _RTMSG.pack(family, length, 0, 0, short_table, protocol, scope, kind, RTNH_F_ONLINK if onlink else 0)
+
+
+def _route_attrs(destination: Network, index: int, gateway: Address | None, table: int) -> bytes:
     attrs = attr_u32(RTA_TABLE, table)
     if destination.prefixlen:
         attrs += attr(RTA_DST, destination.network_address.packed)
@@ -248,8 +256,7 @@ def _route(
         attrs += attr_u32(RTA_OIF, index)
     if gateway is not None:
         attrs += attr(RTA_GATEWAY, gateway.packed)
-    verb = "add" if adding else "delete"
-    return Request(message, flags, header + attrs, f"{verb} route {destination}")
+    return attrs
 
 
 def add_neighbour(index: int, address: Address, mac: str) -> Request:

@@ -1,0 +1,1 @@
+"""One host: its root ruleset, its slots' lives, who holds which slot, and whether anything drifted."""

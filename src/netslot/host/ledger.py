@@ -1,0 +1,275 @@
+"""The ledger: the durable record of slots and leases of one boot.
+
+SQLite in WAL mode, so that several processes use it at once without a daemon. Each method is one transaction.
+The kernel is the truth about what exists; the ledger says who holds what.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+from netslot.errors import NetslotError
+
+State = Literal["free", "binding", "leased", "dirty", "quarantined", "unknown"]
+"""free: ready. binding: parameters are being put in force. leased: held. dirty: released, to be cleaned.
+quarantined: could not be cleaned. unknown: found in the kernel without a record; kept, never handed out."""
+
+STATES: Final[tuple[str, ...]] = get_args(State)
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS slots (
+    slot INTEGER PRIMARY KEY, class TEXT NOT NULL, state TEXT NOT NULL, digest TEXT NOT NULL,
+    ready_at REAL NOT NULL, reason TEXT NOT NULL DEFAULT '');
+CREATE INDEX IF NOT EXISTS slots_by_state ON slots (class, state, ready_at);
+CREATE TABLE IF NOT EXISTS leases (
+    lease TEXT PRIMARY KEY, slot INTEGER NOT NULL UNIQUE, owner TEXT NOT NULL UNIQUE, class TEXT NOT NULL,
+    params TEXT NOT NULL, uid INTEGER NOT NULL, acquired_at REAL NOT NULL, expires_at REAL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS leases_by_expiry ON leases (expires_at) WHERE expires_at IS NOT NULL;
+"""
+
+_BUSY_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class SlotRecord:
+    """One slot. ``ready_at`` is a Unix time: a free slot is handed out only after it."""
+
+    slot: int
+    class_name: str
+    state: State
+    digest: str
+    ready_at: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRecord:
+    """One lease; times are Unix times, ``expires_at`` None for a lease without an end."""
+
+    lease: str
+    slot: int
+    owner: str
+    class_name: str
+    params: Mapping[str, Any]
+    uid: int
+    acquired_at: float
+    expires_at: float | None
+
+
+class LedgerError(NetslotError):
+    """The ledger could not be read or written."""
+
+
+class Ledger:
+    """The ledger of one state directory. A connection may be used by any thread, one at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._db = sqlite3.connect(
+                path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256
+            )
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.executescript(_SCHEMA)
+        except sqlite3.Error as error:
+            raise _failure(path, error) from error
+
+    def close(self) -> None:
+        self._db.close()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise _failure(self.path, error) from error
+
+    def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        try:
+            return self._db.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise _failure(self.path, error) from error
+
+    # --- what is known of the host -------------------------------------------------------------------
+
+    def get(self, key: str) -> str | None:
+        """A fact about the host (``spec``, ``host``, ``boot`` ...), or None."""
+        rows = self._rows("SELECT value FROM meta WHERE key = ?", key)
+        return str(rows[0][0]) if rows else None
+
+    def put(self, **facts: str) -> None:
+        with self._transaction() as db:
+            db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", facts.items())
+
+    # --- slots ---------------------------------------------------------------------------------------
+
+    def slots(self, *states: State) -> list[SlotRecord]:
+        """All slots by number, or those in ``states``."""
+        where = f" WHERE state IN ({','.join('?' * len(states))})" if states else ""
+        query = "SELECT slot, class, state, digest, ready_at, reason FROM slots"
+        return [SlotRecord(*row) for row in self._rows(f"{query}{where} ORDER BY slot", *states)]
+
+    def slot(self, number: int) -> SlotRecord | None:
+        query = "SELECT slot, class, state, digest, ready_at, reason FROM slots WHERE slot = ?"
+        rows = self._rows(query, number)
+        return SlotRecord(*rows[0]) if rows else None
+
+    def counts(self) -> dict[tuple[str, str], int]:
+        """How many slots there are by (class, state)."""
+        rows = self._rows("SELECT class, state, count(*) FROM slots GROUP BY class, state")
+        return {(name, state): count for name, state, count in rows}
+
+    def add(self, slots: Iterable[tuple[int, str, str]], state: State = "free", reason: str = "") -> None:
+        """Record slots (number, class, digest) that were built or found; known ones are left as they are."""
+        now = time.time() if state == "free" else 0.0
+        with self._transaction() as db:
+            db.executemany(
+                "INSERT OR IGNORE INTO slots VALUES (?, ?, ?, ?, ?, ?)",
+                [(number, name, state, digest, now, reason) for number, name, digest in slots],
+            )
+
+    def forget(self, slots: Iterable[int]) -> None:
+        """Drop slots that no longer exist, and their leases."""
+        numbers = [(number,) for number in slots]
+        with self._transaction() as db:
+            db.executemany("DELETE FROM slots WHERE slot = ?", numbers)
+            db.executemany("DELETE FROM leases WHERE slot = ?", numbers)
+
+    def claim(self, number: int, *states: State) -> bool:
+        """Take a slot out of ``states`` into ``dirty``, so that nobody else works on it. False if it was not in one."""
+        return bool(self.claim_many([number], *states))
+
+    def claim_many(self, numbers: Iterable[int], *states: State) -> list[int]:
+        """As :meth:`claim` for many slots in one transaction; returns those that were taken."""
+        marks = ",".join("?" * len(states))
+        query = f"UPDATE slots SET state = 'dirty', ready_at = ? WHERE slot = ? AND state IN ({marks})"
+        now = time.time()
+        with self._transaction() as db:
+            return [number for number in numbers if db.execute(query, (now, number, *states)).rowcount]
+
+    def settle(self, number: int, digest: str, *, ready_at: float) -> None:
+        """A dirty slot was cleaned: it is free, with template ``digest``, from ``ready_at`` on."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE slots SET state = 'free', digest = ?, ready_at = ?, reason = '' WHERE slot = ?",
+                (digest, ready_at, number),
+            )
+
+    def quarantine(self, number: int, reason: str) -> None:
+        with self._transaction() as db:
+            db.execute("UPDATE slots SET state = 'quarantined', reason = ? WHERE slot = ?", (reason, number))
+
+    # --- leases --------------------------------------------------------------------------------------
+
+    def acquire(
+        self,
+        lease: str,
+        owner: str,
+        class_name: str,
+        params: Mapping[str, Any],
+        *,
+        uid: int,
+        binding: bool,
+        ttl: float | None = None,
+    ) -> tuple[LeaseRecord | None, bool]:
+        """Give ``owner`` the slot of ``class_name`` that has been free longest.
+
+        Returns the lease and whether it is new: an owner that holds one gets the same again. ``binding`` leaves
+        the slot in that state until :meth:`bound`. (None, False) when no slot is ready.
+        """
+        now = time.time()
+        expires = now + ttl if ttl is not None else None
+        with self._transaction() as db:
+            row = db.execute(f"{_LEASES} WHERE owner = ?", (owner,)).fetchone()
+            if row is not None:
+                return _lease(row), False
+            row = db.execute(
+                "SELECT slot FROM slots WHERE class = ? AND state = 'free' AND ready_at <= ? ORDER BY ready_at LIMIT 1",
+                (class_name, now),
+            ).fetchone()
+            if row is None:
+                return None, False
+            number = row[0]
+            state = "binding" if binding else "leased"
+            db.execute("UPDATE slots SET state = ?, ready_at = ? WHERE slot = ?", (state, now, number))
+            record = LeaseRecord(lease, number, owner, class_name, params, uid, now, expires)
+            db.execute(
+                "INSERT INTO leases VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (lease, number, owner, class_name, json.dumps(dict(params)), uid, now, expires),
+            )
+        return record, True
+
+    def bound(self, number: int) -> None:
+        """The parameters of a new lease are in force."""
+        with self._transaction() as db:
+            db.execute("UPDATE slots SET state = 'leased' WHERE slot = ? AND state = 'binding'", (number,))
+
+    def rebound(self, lease: str, params: Mapping[str, Any]) -> None:
+        """The parameters of a running lease were changed."""
+        with self._transaction() as db:
+            db.execute("UPDATE leases SET params = ? WHERE lease = ?", (json.dumps(dict(params)), lease))
+
+    def renew(self, lease: str, ttl: float | None) -> bool:
+        """Set when the lease ends, from now; None for never. False when there is no such lease."""
+        expires = time.time() + ttl if ttl is not None else None
+        with self._transaction() as db:
+            return db.execute("UPDATE leases SET expires_at = ? WHERE lease = ?", (expires, lease)).rowcount > 0
+
+    def release(self, lease: str) -> int | None:
+        """End a lease: its slot becomes dirty and is returned; None when there is no such lease."""
+        with self._transaction() as db:
+            row = db.execute("DELETE FROM leases WHERE lease = ? RETURNING slot", (lease,)).fetchone()
+            if row is None:
+                return None
+            db.execute("UPDATE slots SET state = 'dirty', ready_at = ? WHERE slot = ?", (time.time(), row[0]))
+            return int(row[0])
+
+    def lease(
+        self, *, lease: str | None = None, owner: str | None = None, slot: int | None = None
+    ) -> LeaseRecord | None:
+        """The lease with this id, of this owner, or of this slot."""
+        column, value = next(
+            (name, value) for name, value in (("lease", lease), ("owner", owner), ("slot", slot)) if value is not None
+        )
+        rows = self._rows(f"{_LEASES} WHERE {column} = ?", value)
+        return _lease(rows[0]) if rows else None
+
+    def leases(self) -> list[LeaseRecord]:
+        return [_lease(row) for row in self._rows(f"{_LEASES} ORDER BY slot")]
+
+    def expired(self) -> list[LeaseRecord]:
+        """Leases whose time has run out."""
+        return [_lease(row) for row in self._rows(f"{_LEASES} WHERE expires_at <= ?", time.time())]
+
+
+_LEASES = "SELECT lease, slot, owner, class, params, uid, acquired_at, expires_at FROM leases"
+
+
+def _lease(row: tuple[Any, ...]) -> LeaseRecord:
+    lease, slot, owner, class_name, params, uid, acquired_at, expires_at = row
+    return LeaseRecord(lease, slot, owner, class_name, json.loads(params), uid, acquired_at, expires_at)
+
+
+def _failure(path: Path, error: sqlite3.Error) -> LedgerError:
+    damaged = isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError)
+    hint = (
+        f"move {path} away; `netslot up` rebuilds it from the kernel"
+        if damaged
+        else "is the state directory writable, and is there space left on it?"
+    )
+    return LedgerError(f"ledger {path}: {error}", hint=hint)
