@@ -151,7 +151,7 @@ class Ledger:
             db.executemany("DELETE FROM leases WHERE slot = ?", numbers)
 
     def claim(self, number: int, *states: State) -> bool:
-        """Take a slot out of ``states`` into ``dirty``, so that nobody else works on it. False if it was not in one."""
+        """Take a slot out of ``states`` into ``dirty``, so that nobody else works on it; False if not in one."""
         return bool(self.claim_many([number], *states))
 
     def claim_many(self, numbers: Iterable[int], *states: State) -> list[int]:
@@ -199,7 +199,8 @@ class Ledger:
             if row is not None:
                 return _lease(row), False
             row = db.execute(
-                "SELECT slot FROM slots WHERE class = ? AND state = 'free' AND ready_at <= ? ORDER BY ready_at LIMIT 1",
+                "SELECT slot FROM slots WHERE class = ? AND state = 'free' AND ready_at <= ?"
+                " ORDER BY ready_at LIMIT 1",
                 (class_name, now),
             ).fetchone()
             if row is None:

@@ -10,9 +10,10 @@ import fcntl
 import socket
 import struct
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from netslot.errors import KernelError
 from netslot.kernel.netlink import (
@@ -48,7 +49,9 @@ IFLA_LINKINFO, IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD = 18, 20, 
 IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
 VETH_INFO_PEER = 1
 IFLA_INET_CONF = 1
-IPV4_DEVCONF_FORWARDING = 1
+IPV4_DEVCONF_FORWARDING, IPV4_DEVCONF_ACCEPT_REDIRECTS = 1, 4
+IFLA_EXT_MASK, IFLA_CARRIER = 29, 33
+RTEXT_FILTER_SKIP_STATS = 8
 IFLA_INET6_ADDR_GEN_MODE = 8
 IN6_ADDR_GEN_MODE_NONE = 1
 
@@ -63,7 +66,9 @@ RTNH_F_ONLINK = 4
 RTN_UNICAST, RTN_MULTICAST = 1, 5
 
 NDA_DST, NDA_LLADDR = 1, 2
-NUD_PERMANENT = 0x80
+NDA_IFINDEX = 8
+NUD_NOARP, NUD_PERMANENT = 0x40, 0x80
+RTM_F_CLONED = 0x200
 
 _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
 _IFADDR = struct.Struct("=BBBBi")  # family, prefix length, flags, scope, index
@@ -141,14 +146,14 @@ def set_link(
     mtu: int | None = None,
     group: int | None = None,
     alias: str | None = None,
-    forwarding: bool | None = None,
+    ipv4: Mapping[int, int] | None = None,
     quiet_ipv6: bool = False,
 ) -> Request:
     """Change a link.
 
-    ``forwarding`` sets IPv4 forwarding for packets that come in by it (the per-device
-    ``net.ipv4.conf.DEV.forwarding``, without a look-up in /proc/sys). ``quiet_ipv6`` gives it no link-local
-    address when it comes up (IN6_ADDR_GEN_MODE_NONE).
+    ``ipv4`` holds per-device settings by IPV4_DEVCONF_* number: what ``net.ipv4.conf.DEV.*`` sets, without a
+    look-up in /proc/sys. ``quiet_ipv6`` gives the link no link-local address when it comes up
+    (IN6_ADDR_GEN_MODE_NONE).
     """
     attrs: list[bytes] = []
     if mac is not None:
@@ -160,8 +165,8 @@ def set_link(
     if alias is not None:
         attrs.append(attr(IFLA_IFALIAS, alias.encode()))
     families: list[bytes] = []
-    if forwarding is not None:
-        conf = nested(IFLA_INET_CONF, attr_u32(IPV4_DEVCONF_FORWARDING, int(forwarding)))
+    if ipv4 is not None:
+        conf = nested(IFLA_INET_CONF, *(attr_u32(number, value) for number, value in ipv4.items()))
         families.append(nested(socket.AF_INET, conf))
     if quiet_ipv6:
         families.append(nested(socket.AF_INET6, attr_u8(IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE)))
@@ -170,6 +175,22 @@ def set_link(
     flags, change = (0, 0) if up is None else (IFF_UP if up else 0, IFF_UP)
     payload = _IFINFO.pack(0, 0, index, flags, change) + b"".join(attrs)
     return Request(RTM_SETLINK, 0, payload, f"change link {index}")
+
+
+def get_link(index: int) -> Request:
+    """Ask for a link without its statistics. A side effect of the kernel's is wanted, see :func:`settle_link`."""
+    payload = _IFINFO.pack(0, 0, index, 0, 0) + attr_u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
+    return Request(RTM_GETLINK, 0, payload, f"read link {index}")
+
+
+def settle_link(index: int) -> Request:
+    """Take the link's pending carrier change off the kernel's linkwatch list, and act on it, now.
+
+    Making a tap queues such a change. The kernel works off at most 100 of them a second, and until then every
+    veth that comes up walks the list, holding RTNL (net/core/link_watch.c, __linkwatch_run_queue()); so a host
+    that makes more taps a second slows down with every one of them. rtnl_getlink() calls linkwatch_sync_dev().
+    """
+    return get_link(index)
 
 
 def delete_link(index: int, name: str = "") -> Request:
@@ -278,11 +299,14 @@ class Link:
     index: int
     name: str
     up: bool
+    carrier: bool
     mac: str
     mtu: int
     group: int
     alias: str
     kind: str
+    forwarding: bool
+    """net.ipv4.conf.NAME.forwarding"""
 
 
 def parse_link(message: Message) -> Link:
@@ -290,16 +314,106 @@ def parse_link(message: Message) -> Link:
     _, _, index, flags, _ = _IFINFO.unpack_from(message.payload)
     attrs = parse_attrs(message.payload, _IFINFO.size)
     info = parse_attrs(attrs.get(IFLA_LINKINFO, b""))
+    conf = parse_attrs(parse_attrs(attrs.get(IFLA_AF_SPEC, b"")).get(socket.AF_INET, b"")).get(IFLA_INET_CONF, b"")
     return Link(
         index=index,
         name=_text(attrs.get(IFLA_IFNAME, b"")),
         up=bool(flags & IFF_UP),
+        carrier=attrs.get(IFLA_CARRIER) == b"\1",
         mac=attrs.get(IFLA_ADDRESS, b"").hex(":"),
         mtu=_u32(attrs.get(IFLA_MTU)),
         group=_u32(attrs.get(IFLA_GROUP)),
         alias=_text(attrs.get(IFLA_IFALIAS, b"")),
         kind=_text(info.get(IFLA_INFO_KIND, b"")),
+        forwarding=_u32(conf[:4]) != 0,  # the settings are an array; IPV4_DEVCONF_FORWARDING is its first
     )
+
+
+def links(sock: Socket) -> list[Link]:
+    """All links of the socket's namespace."""
+    payload = _IFINFO.pack(0, 0, 0, 0, 0) + attr_u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
+    return [parse_link(message) for message in sock.dump(RTM_GETLINK, payload, "list links")]
+
+
+class AddressRecord(NamedTuple):
+    """An address on a link, with the prefix length that the kernel reports."""
+
+    index: int
+    address: bytes
+    prefix_length: int
+
+
+def addresses(sock: Socket) -> list[AddressRecord]:
+    """All addresses of the socket's namespace, both families, packed in network byte order."""
+    records = []
+    for message in sock.dump(RTM_GETADDR, _IFADDR.pack(0, 0, 0, 0, 0), "list addresses"):
+        _, length, _, _, index = _IFADDR.unpack_from(message.payload)
+        attrs = parse_attrs(message.payload, _IFADDR.size)
+        records.append(AddressRecord(index, attrs.get(IFA_LOCAL) or attrs[IFA_ADDRESS], length))
+    return records
+
+
+class RouteRecord(NamedTuple):
+    """A route: the parts that say where packets go."""
+
+    family: int
+    table: int
+    kind: int
+    destination: bytes
+    prefix_length: int
+    index: int
+    gateway: bytes
+    metric: int
+    protocol: int
+    request: bytes
+    """The route's own message, which as the body of RTM_DELROUTE removes it."""
+
+
+def routes(sock: Socket, family: int = 0) -> list[RouteRecord]:
+    """All routes of the socket's namespace, cached ones (RTM_F_CLONED) left out."""
+    records = []
+    for message in sock.dump(RTM_GETROUTE, _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0), "list routes"):
+        kind_family, length, _, _, short_table, protocol, _, kind, flags = _RTMSG.unpack_from(message.payload)
+        if flags & RTM_F_CLONED:
+            continue
+        attrs = parse_attrs(message.payload, _RTMSG.size)
+        record = RouteRecord(
+            family=kind_family,
+            table=_u32(attrs.get(RTA_TABLE)) or short_table,
+            kind=kind,
+            destination=attrs.get(RTA_DST, b""),
+            prefix_length=length,
+            index=_u32(attrs.get(RTA_OIF)),
+            gateway=attrs.get(RTA_GATEWAY, b""),
+            metric=_u32(attrs.get(RTA_PRIORITY)),
+            protocol=protocol,
+            request=message.payload,
+        )
+        records.append(record)
+    return records
+
+
+class NeighbourRecord(NamedTuple):
+    """A neighbour entry; ``permanent`` ones are those that somebody configured."""
+
+    index: int
+    address: bytes
+    mac: str
+    permanent: bool
+
+
+def neighbours(sock: Socket, index: int = 0) -> list[NeighbourRecord]:
+    """All neighbour entries of the socket's namespace that have a MAC or are permanent, multicast ones left out."""
+    payload = _NDMSG.pack(0, 0, 0, 0, 0) + (attr_u32(NDA_IFINDEX, index) if index else b"")
+    records = []
+    for message in sock.dump(RTM_GETNEIGH, payload, "list neighbours"):
+        _, link, state, _, _ = _NDMSG.unpack_from(message.payload)
+        if state & NUD_NOARP:
+            continue
+        attrs = parse_attrs(message.payload, _NDMSG.size)
+        mac = attrs.get(NDA_LLADDR, b"").hex(":")
+        records.append(NeighbourRecord(link, attrs.get(NDA_DST, b""), mac, bool(state & NUD_PERMANENT)))
+    return records
 
 
 def _u32(value: bytes | None) -> int:
