@@ -1,0 +1,64 @@
+"""What is wrong with a spec, gathered so that all of it is reported at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from netslot.errors import SpecError
+from netslot.spec import variables
+from netslot.spec.lines import Path, line_of
+from netslot.spec.model import RuleFile
+from netslot.spec.render import nearest
+
+
+class Problems:
+    """The problems found in one spec file so far."""
+
+    def __init__(self, file: str, lines: Mapping[Path, int]) -> None:
+        self.file = file
+        self.lines = dict(lines)
+        self._found: list[SpecError] = []
+
+    def add(self, path: Path, message: str, *, hint: str | None = None) -> None:
+        """Note a problem of the key ``path``; the same one twice is one.
+
+        A key of a class that the class does not set itself is the host's: its place is there.
+        """
+        if path[:1] == ("class",) and _depth(path[2:], self.lines) > max(0, _depth(path, self.lines) - 2):
+            path = path[2:]
+        key = ".".join(path) or None
+        self._note(SpecError(message, file=self.file, line=line_of(path, self.lines), key=key, hint=hint))
+
+    def _note(self, error: SpecError) -> None:
+        if str(error) not in (str(other) for other in self._found):
+            self._found.append(error)
+
+    def add_variable(self, file: RuleFile, name: str, known: set[str], path: Path) -> None:
+        """Note that a rule file uses a variable that it cannot."""
+        line = next((n for n, text in enumerate(file.text.splitlines(), 1) if f"${{{name}" in text), None)
+        if name in variables.SLOT | variables.GUEST and path == ("root",):
+            message, hint = f"${{{name}}} is one slot's own", "root's rules are the same for all slots"
+        elif name in variables.ALL:
+            message, hint = f"${{{name}}} has no value here", variables.ALL[name]
+        else:
+            close = nearest(name, sorted(known))
+            message = f"there is no variable ${{{name}}}"
+            hint = f"did you mean ${{{close}}}?" if close else "see docs/reference/variables.md for the names"
+        self._note(SpecError(message, file=file.name, line=line, key=name, hint=hint))
+
+    def raise_any(self) -> None:
+        """Raise all that was found as one SpecError; the first gives file, line and key."""
+        if not self._found:
+            return
+        first, *rest = sorted(self._found, key=lambda error: (error.file != self.file, error.line or 0))
+        if not rest:
+            raise first
+        also = "".join(f"\n{error}" + (f" ({error.hint})" if error.hint else "") for error in rest)
+        every = SpecError(first.message + also, hint=first.hint)
+        every.file, every.line, every.key = first.file, first.line, first.key
+        raise every
+
+
+def _depth(path: Path, lines: Mapping[Path, int]) -> int:
+    """How much of ``path`` the file has."""
+    return next((length for length in range(len(path), 0, -1) if path[:length] in lines), 0)
