@@ -43,7 +43,7 @@ class _Namer:
         self._owned = attribution.chain_owner
         self._tenants = attribution.tenants
         self._private = _private_names(attribution)
-        self._neutral: dict[int, bool] = {}
+        self.tokens: dict[int, Token] = {}
 
     def words(self, index: int, tenant: Tenant, rules: list[tuple[Family, Table, Chain, Rule]]) -> Token:
         by_chain: dict[tuple[Family, str, str], list[Rule]] = {}
@@ -65,12 +65,9 @@ class _Namer:
             found.append(("unused", *(one.rule(key, rule) for rule in by_chain[key])))
         return tuple(found)
 
-    def is_neutral(self, match: m.Match) -> bool:
-        """Whether a match can say nothing about a tenant: then it stands for itself."""
-        known = self._neutral.get(id(match))
-        if known is None:
-            known = self._neutral[id(match)] = not isinstance(match, _NAMING)
-        return known
+    def neutral(self, match: m.Match) -> Token:
+        """What stands for a match that can say nothing about a tenant; None for the others."""
+        return None if isinstance(match, _NAMING) else id(match)
 
     def near(self, family: Family, value: int, index: int) -> int:
         """The distance from the tenant's address; 0 if it is too far to be a neighbour."""
@@ -116,11 +113,16 @@ class _OneTenant:
 
     def rule(self, key: tuple[Family, str, str], rule: Rule) -> Token:
         published = type(rule.target) is t.Dnat
-        neutral = self._namer.is_neutral
-        return (
-            *(id(match) if neutral(match) else self._match(match, key[0], published) for match in rule.matches),
-            self._target(rule.target, key),
-        )
+        tokens = self._namer.tokens
+        found: list[Token] = []
+        for match in rule.matches:
+            key_of = id(match)
+            if key_of not in tokens:
+                tokens[key_of] = self._namer.neutral(match)
+            token = tokens[key_of]
+            found.append(self._match(match, key[0], published) if token is None else token)
+        found.append(self._target(rule.target, key))
+        return tuple(found)
 
     def _private(self, name: Token) -> Token:
         """The tenant's own n-th name of this kind, or the name itself if others use it too."""

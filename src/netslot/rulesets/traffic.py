@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from netslot.rulesets import matches as m
 from netslot.rulesets import targets as t
@@ -129,31 +129,53 @@ class _Surroundings:
         self, flow: str, state: str, index: int, interface: str, keys: tuple[Hashable, ...], walks: Walks
     ) -> None:
         packet = self._packet(flow, state, index, interface)
+        link_in, link_out, port_out = packet.link_in, packet.link_out, packet.port_out
+        dst, dport, local = packet.dst, packet.dport, packet.local_dst
         published = self._published.get(index) if flow == "in" else None
         total = 0
         for hook in _HOOKS_OF[flow]:
-            here = _at_hook(packet, hook)
-            if published is not None and hook == "PREROUTING":
-                here.dst, here.dport = published.dst if published.dst is not None else self._host, published.port
-                here.local_dst = True
-            template = self._templates[flow, state, hook]
-            for table in _TABLES_AT[hook]:
-                walker = self._walkers.get(table)
-                if walker is None or (table == "nat" and state != "NEW"):
-                    continue
-                outcome = walker.walk(hook, here, template, (*keys, port_key(here.dport)))
-                if outcome is None:
-                    continue
-                self._note(walks, table, hook, state, index, outcome.most())
-                if outcome.accepted is None:
-                    self._add_total(walks, state, index, total + outcome.most())
-                    return
-                # A way that ends in drop can be longer than any that goes on: it ends here.
-                self._add_total(walks, state, index, total + outcome.most())
-                total += outcome.accepted
-                here.mark, here.mark_known = outcome.mark
-                packet.mark, packet.mark_known = outcome.mark
+            # A hook has an output interface after routing only, and an input interface up to forwarding.
+            early = hook in ("PREROUTING", "INPUT")
+            packet.link_in = ABSENT if hook == "POSTROUTING" else link_in
+            packet.link_out, packet.port_out = (ABSENT, ABSENT) if early else (link_out, port_out)
+            packet.dst, packet.dport, packet.local_dst = dst, dport, local
+            if published is not None and early:
+                packet.dst = self._host if published.dst is None else published.dst
+                packet.dport, packet.local_dst = published.port, True
+            ends_at = self._pass(hook, packet, (flow, state, hook), keys, index, walks, total)
+            if ends_at is None:
+                return
+            total = ends_at
         self._add_total(walks, state, index, total)
+
+    def _pass(
+        self,
+        hook: str,
+        packet: Packet,
+        template: tuple[str, str, str],
+        keys: tuple[Hashable, ...],
+        index: int,
+        walks: Walks,
+        total: int,
+    ) -> int | None:
+        """Send the packet through all tables of one hook; the tests so far, None if no way goes on."""
+        keys = (*keys, port_key(packet.dport))
+        for table in _TABLES_AT[hook]:
+            walker = self._walkers.get(table)
+            if walker is None or (table == "nat" and packet.state != "NEW"):
+                continue
+            outcome = walker.walk(hook, packet, self._templates[template], keys)
+            if outcome is None:
+                continue
+            most = outcome.most()
+            self._note(walks, table, hook, packet.state, index, most)
+            # A way that ends in drop can be longer than any that goes on.
+            self._add_total(walks, packet.state, index, total + most)
+            if outcome.accepted is None:
+                return None
+            total += outcome.accepted
+            packet.mark, packet.mark_known = outcome.mark
+        return total
 
     def _note(self, walks: Walks, table: str, hook: str, state: str, index: int, tested: int) -> None:
         name: ChainName = (self._family, table, hook)
@@ -172,11 +194,12 @@ class _Surroundings:
         if flow == "in":
             published = self._published.get(index)
             dport = published.inner_port if published is not None else self._port
-            return Packet(state, self._peer, own, self._port, dport, UPLINK, link, ABSENT, port)
+            other = ABSENT if port is ABSENT else BRIDGE
+            return Packet(state, self._peer, own, self._port, dport, UPLINK, link, other, port)
         to_host = flow == "host"
-        packet = Packet(
-            state, own, self._host if to_host else self._peer, self._port, self._port, link, UPLINK, port, ABSENT
-        )
+        peer = self._host if to_host else self._peer
+        other = ABSENT if port is ABSENT else BRIDGE
+        packet = Packet(state, own, peer, self._port, self._port, link, UPLINK, port, other)
         packet.local_dst = to_host
         packet.mac = tenant.macs[0] if len(tenant.macs) == 1 else None
         return packet
@@ -189,16 +212,6 @@ class _Surroundings:
             return Link(interface), ABSENT
         bridge = self._bridges.get(index, "")
         return (Link(bridge) if bridge else BRIDGE), ABSENT
-
-
-def _at_hook(packet: Packet, hook: str) -> Packet:
-    """The packet as one hook sees it: input or output interface can be absent."""
-    return replace(
-        packet,
-        link_in=ABSENT if hook == "POSTROUTING" else packet.link_in,
-        link_out=ABSENT if hook in ("PREROUTING", "INPUT") else packet.link_out,
-        port_out=ABSENT if hook in ("PREROUTING", "INPUT") else packet.port_out,
-    )
 
 
 @dataclass(frozen=True, slots=True)

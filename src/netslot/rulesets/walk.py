@@ -109,6 +109,9 @@ class TableWalker:
         chain = self._table.chains.get(hook)
         if chain is None:
             return None
+        if not chain.rules:
+            mark = packet.mark, packet.mark_known
+            return Outcome(dropped=0, mark=mark) if chain.policy == "DROP" else Outcome(accepted=0, mark=mark)
         self._template = template
         self._answers = self._answers_by_template.setdefault(template, {})
         self._memo = {}
