@@ -1,0 +1,186 @@
+"""List parameters of CIDRs as IP sets: NAME holds the IPv4 ones, NAME6 the IPv6 ones, both of type ``hash:net``.
+
+Used by the policies whose rules say ``-m set --match-set NAME dst``. Rules know a set by its index, so the sets of
+a template are always made first and in one order in every slot; :func:`ready` tells whether that still holds.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from netslot.errors import KernelError, UsageError
+from netslot.kernel import ipset, netlink
+from netslot.policy.base import Difference
+
+FILLING: Final = "netslot-filling"
+"""Set in which new content is collected before it is swapped in; one that is found was left by a crash."""
+
+_HALVES = {4: (("0.0.0.0", 1), ("128.0.0.0", 1)), 6: (("::", 1), ("8000::", 1))}
+_FORMS: Final = {
+    4: [ipset.element_form(ipset.FAMILY_IPV4, length) for length in range(33)],
+    6: [ipset.element_form(ipset.FAMILY_IPV6, length) for length in range(129)],
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CidrSet:
+    """One set of a slot: the family's half of list parameter ``parameter``."""
+
+    name: str
+    parameter: str
+    version: int
+    """4 or 6."""
+
+    @property
+    def family(self) -> int:
+        return ipset.FAMILY_IPV4 if self.version == 4 else ipset.FAMILY_IPV6
+
+
+def sets_of(parameters: Iterable[str], used: frozenset[str]) -> tuple[CidrSet, ...]:
+    """The sets that rules which say the words ``used`` need, in the order in which they are made."""
+    found = []
+    for parameter in parameters:
+        for name, version in ((parameter, 4), (f"{parameter}6", 6)):
+            if name in used:
+                found.append(CidrSet(ipset.check_name(name), parameter, version))
+    return tuple(found)
+
+
+def encode(cidrs: Sequence[str], version: int) -> list[bytes]:
+    """Elements for all CIDRs of one IP version; host bits are cleared by the kernel. UsageError for a wrong one.
+
+    A prefix of length 0, which ``hash:net`` has no room for, becomes its two halves.
+    """
+    forms = _FORMS[version]
+    domain, foreign = (socket.AF_INET, ":") if version == 4 else (socket.AF_INET6, ".")
+    top, pton = str(len(forms) - 1), socket.inet_pton
+    found = []
+    for cidr in cidrs:
+        address, _, length = cidr.partition("/")
+        if (":" in address) == (version == 4):
+            continue
+        try:
+            raw = pton(domain, address)
+            number = int(length or top)
+            if number == 0:
+                found += [_element(half, bits, version) for half, bits in _HALVES[version]]
+                continue
+            if number < 0:
+                raise ValueError(length)
+            before, behind = forms[number]
+        except (OSError, ValueError, IndexError) as error:
+            raise UsageError(f"not a CIDR: {cidr!r}", hint="write it as 203.0.113.0/24 or 2001:db8::/32") from error
+        found.append(before + raw + behind)
+    del foreign
+    return found
+
+
+def _element(address: str, length: int, version: int) -> bytes:
+    before, behind = _FORMS[version][length]
+    return before + socket.inet_pton(socket.AF_INET if version == 4 else socket.AF_INET6, address) + behind
+
+
+def create(link: netlink.Socket, sets: Sequence[CidrSet], content: Mapping[str, Sequence[str]]) -> None:
+    """Make and fill all sets in a namespace that has none. KernelError when they do not get the indexes 0, 1, ..."""
+    requests = []
+    for each in sets:
+        elements = encode(content.get(each.parameter, ()), each.version)
+        requests.append(ipset.create(each.name, each.family, len(elements)))
+        requests += ipset.add(each.name, each.family, elements)
+    ipset.execute(link, requests)
+    if not ready(link, sets):
+        raise KernelError(
+            "ipset create", 16, detail="other sets hold the places that the rules count on", hint="reset the slot"
+        )
+
+
+def ready(link: netlink.Socket, sets: Sequence[CidrSet]) -> bool:
+    """Whether every set is there, with the index that the rules know it by."""
+    return all(ipset.index(link, each.name) == number for number, each in enumerate(sets))
+
+
+def bind(link: netlink.Socket, sets: Sequence[CidrSet], content: Mapping[str, Sequence[str]]) -> None:
+    """Exchange the content of the sets whose parameter is in ``content``; each set changes at one instant."""
+    for each in sets:
+        if each.parameter not in content:
+            continue
+        elements = encode(content[each.parameter], each.version)
+        fill = [
+            ipset.create(FILLING, each.family, len(elements)),
+            *ipset.add(FILLING, each.family, elements),
+            ipset.swap(each.name, FILLING),
+            ipset.destroy(FILLING),
+        ]
+        try:
+            ipset.execute(link, fill)
+        except KernelError:
+            ipset.execute(link, [ipset.destroy(FILLING, missing_ok=True)])
+            ipset.execute(link, fill)
+
+
+def read(
+    link: netlink.Socket, sets: Sequence[CidrSet], content: Mapping[str, Sequence[str]], *, where: str = "ipset"
+) -> list[Difference]:
+    """Compare the sets of the namespace with ``content`` by parameter."""
+    found = []
+    headers = {header.name: header for header in ipset.headers(link)}
+    for each in sets:
+        header = headers.pop(each.name, None)
+        if header is None:
+            found.append(Difference(f"{where} {each.name}", "missing"))
+        elif header.type != "hash:net" or header.family != each.family:
+            found.append(Difference(f"{where} {each.name}", f"is a {header.type}, should be hash:net"))
+        else:
+            found += _compare(link, each, header.elements, content.get(each.parameter, ()), where)
+    found += [Difference(f"{where} {name}", "a set that the template does not have") for name in headers]
+    if not found and sets and not ready(link, sets):
+        found.append(Difference(where, "the sets are not in the order that the rules count on"))
+    return found
+
+
+def _compare(
+    link: netlink.Socket, each: CidrSet, elements: int, cidrs: Sequence[str], where: str
+) -> Iterable[Difference]:
+    if not cidrs and not elements:
+        return []
+    wanted = {_masked(raw) for raw in (element[4:] for element in encode(cidrs, each.version))}
+    present = {_masked(raw) for raw in ipset.elements(link, each.name)}
+    place = f"{where} {each.name}"
+    missing, added = wanted - present, present - wanted
+    found = [Difference(place, f"element {_words(key)} missing") for key in sorted(missing)[:10]]
+    found += [Difference(place, f"element {_words(key)} added") for key in sorted(added)[:10]]
+    rest = max(0, len(missing) - 10) + max(0, len(added) - 10)
+    if rest:
+        found.append(Difference(place, f"{rest} more elements differ"))
+    return found
+
+
+def _masked(raw: bytes) -> tuple[int, int, bytes]:
+    """(bits, prefix length, network) of an element's attributes."""
+    attributes = netlink.parse_attrs(raw)
+    address = next(iter(netlink.parse_attrs(attributes[1]).values()))
+    bits = 8 * len(address)
+    length = attributes[3][0] if 3 in attributes else bits
+    number = int.from_bytes(address, "big") >> (bits - length) << (bits - length)
+    return bits, length, number.to_bytes(len(address), "big")
+
+
+def _words(key: tuple[int, int, bytes]) -> str:
+    bits, length, raw = key
+    return f"{socket.inet_ntop(socket.AF_INET if bits == 32 else socket.AF_INET6, raw)}/{length}"
+
+
+def reset(link: netlink.Socket, sets: Sequence[CidrSet], defaults: Mapping[str, Sequence[str]]) -> None:
+    """Bring sets that are :func:`ready` back to ``defaults``, and destroy all others."""
+    content = {each.parameter: defaults.get(each.parameter, ()) for each in sets}
+    changed = {
+        each.parameter
+        for each, header in zip(sets, ipset.headers(link), strict=False)
+        if list(_compare(link, each, header.elements, content[each.parameter], ""))
+    }
+    bind(link, sets, {name: content[name] for name in changed})
+    mine = {each.name for each in sets}
+    ipset.execute(link, [ipset.destroy(name) for name in ipset.names(link) if name not in mine])
