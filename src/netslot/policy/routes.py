@@ -1,0 +1,231 @@
+"""The routes policy: tunnels, tables and rules inside the slot.
+
+Routes and rules carry netslot's protocol number and tunnels an alias, by which they are found again. The slot's
+own addresses and default route are not the business of this policy. ``values["uplink_if"]`` must be up.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_interface, ip_network
+
+from netslot.errors import KernelError, SpecError
+from netslot.kernel import fib, netlink, rtnetlink
+from netslot.policy.base import Difference, Parameters, Values
+from netslot.spec.policies import Route, RouteRule, RoutesSection, Tunnel
+from netslot.spec.render import render
+
+_ALIAS = "netslot tunnel"
+_PROTOCOLS = {"": 0, "icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58}
+_VXLAN_ID, _VXLAN_GROUP, _VXLAN_LOCAL, _VXLAN_PORT, _VXLAN_GROUP6, _VXLAN_LOCAL6 = 1, 2, 4, 15, 16, 17
+
+
+def cast(section: RoutesSection, *, values: Values, defaults: Parameters) -> RoutesDie:
+    """Check a template by working it out for one slot; ``defaults`` is what ``stamp`` binds. SpecError otherwise."""
+    die = RoutesDie(section, defaults)
+    names = {values["uplink_if"], values.get("guest_if", ""), *(tunnel.name for tunnel in section.tunnels)}
+    die.wanted_routes(values, defaults, dict.fromkeys(names, 1))
+    die.wanted_rules(values)
+    return die
+
+
+@dataclass(frozen=True, slots=True)
+class RoutesDie:
+    """Routes that can be put into any number of slots; see :class:`netslot.policy.base.Die`."""
+
+    section: RoutesSection
+    defaults: Parameters
+
+    @property
+    def rules(self) -> int:
+        """Routing rules do not count as firewall rules."""
+        return 0
+
+    @property
+    def fallback(self) -> str | None:
+        return None
+
+    def stamp(self, values: Values) -> None:
+        with netlink.Socket() as sock:
+            self._make_tunnels(sock, values)
+            links = _links(self.section, values)
+            requests = [fib.add_route(route) for route in self.wanted_routes(values, self.defaults, links)]
+            sock.execute(requests + [fib.add_rule(rule) for rule in self.wanted_rules(values)])
+
+    def bind(self, values: Values, parameters: Parameters) -> None:
+        """Add what is new, then remove what is not wanted any more."""
+        with netlink.Socket() as sock:
+            self._converge(sock, values, parameters)
+
+    def reset(self, values: Values) -> None:
+        """Remove all of netslot's routes and rules that a stamp does not make, and make what is missing."""
+        with netlink.Socket() as sock:
+            self._make_tunnels(sock, values)
+            self._converge(sock, values, self.defaults)
+
+    def read(self, values: Values, parameters: Parameters) -> list[Difference]:
+        with netlink.Socket() as sock:
+            try:
+                links = _links(self.section, values)
+            except KernelError as error:
+                return [Difference("routes", str(error))]
+            wanted_routes = set(self.wanted_routes(values, parameters, links))
+            wanted_rules = set(self.wanted_rules(values))
+            routes, rules = set(fib.routes(sock)), set(fib.rules(sock))
+        missing = sorted([str(r) for r in wanted_routes - routes] + [str(r) for r in wanted_rules - rules])
+        surplus = sorted([str(r) for r in routes - wanted_routes] + [str(r) for r in rules - wanted_rules])
+        differences = [Difference("routes", f"{text} is missing") for text in missing]
+        return differences + [Difference("routes", f"{text} should not be there") for text in surplus]
+
+    def _converge(self, sock: netlink.Socket, values: Values, parameters: Parameters) -> None:
+        links = _links(self.section, values)
+        wanted_routes = self.wanted_routes(values, parameters, links)
+        routes, rules, wanted_rules = fib.routes(sock), fib.rules(sock), self.wanted_rules(values)
+        # A route that changes in anything but its key is refused beside the old one: those go first.
+        keys = {_key(route) for route in wanted_routes}
+        surplus = [route for route in routes if route not in wanted_routes]
+        requests = [fib.delete_route(route) for route in surplus if _key(route) in keys]
+        requests += [fib.add_route(route) for route in wanted_routes if route not in routes]
+        requests += [fib.add_rule(rule) for rule in wanted_rules if rule not in rules]
+        requests += [fib.delete_rule(rule) for rule in rules if rule not in wanted_rules]
+        requests += [fib.delete_route(route) for route in surplus if _key(route) not in keys]
+        sock.execute(requests)
+
+    def wanted_routes(self, values: Values, parameters: Parameters, links: Mapping[str, int]) -> list[fib.Route]:
+        """The routes of one slot; ``links`` are the indexes of the interfaces that they name."""
+        return [
+            _route(entry, to, values, links)
+            for entry in self.section.routes
+            for to in _destinations(entry.to, values, parameters)
+        ]
+
+    def wanted_rules(self, values: Values) -> list[fib.Rule]:
+        """The routing rules of one slot."""
+        return [rule for entry in self.section.rules for rule in _rules(entry, values)]
+
+    def _make_tunnels(self, sock: netlink.Socket, values: Values) -> None:
+        for tunnel in self.section.tunnels:
+            if tunnel.name in (name for _, name in socket.if_nameindex()):
+                continue
+            sock.execute([_tunnel_request(tunnel, values)])
+            index = socket.if_nametoindex(tunnel.name)
+            requests = [rtnetlink.set_link(index, up=True, quiet_ipv6=True)]
+            if tunnel.address:
+                requests.append(rtnetlink.add_address(index, ip_interface(_rendered(tunnel.address, values))))
+            sock.execute(requests)
+
+
+def _key(route: fib.Route) -> tuple[object, ...]:
+    return route.destination, route.table, route.metric
+
+
+def _rendered(text: str, values: Values) -> str:
+    return render(text, values, file="[routes]")
+
+
+def _links(section: RoutesSection, values: Values) -> dict[str, int]:
+    names = {_rendered(entry.device, values) for entry in section.routes if entry.kind == "unicast"}
+    found: dict[str, int] = {}
+    for name in names:
+        try:
+            found[name] = socket.if_nametoindex(name)
+        except OSError as error:
+            raise KernelError(f"look up link {name}", error.errno or errno.ENODEV, detail="no such link") from error
+    return found
+
+
+def _destinations(to: str, values: Values, parameters: Parameters) -> list[str]:
+    if to.startswith("@"):
+        return list(parameters.get(to[1:], ()))
+    text = _rendered(to, values)
+    return [{"default": "0.0.0.0/0", "default6": "::/0"}.get(text, text)]
+
+
+def _route(entry: Route, to: str, values: Values, links: Mapping[str, int]) -> fib.Route:
+    key = f"routes.routes to {entry.to}"
+    gateways = (entry.via,) if isinstance(entry.via, str) else entry.via
+    device = _rendered(entry.device, values)
+    if entry.kind == "unicast" and device not in links:
+        raise SpecError(f"the slot has no link {device!r}", key=key, hint=f"it has: {', '.join(sorted(links))}")
+    try:
+        destination = ip_network(to)
+        via = [ip_address(_rendered(text, values)) for text in gateways if text]
+        # An entry that a list fills serves both families: each destination takes the gateways of its own.
+        own = tuple(gateway for gateway in via if gateway.version == destination.version)
+        source = ip_address(_rendered(entry.source, values)) if entry.source else None
+    except ValueError as error:
+        raise SpecError(str(error), key=key) from None
+    if via and not own:
+        raise SpecError(f"no gateway of {destination}'s family", key=key)
+    if not destination.prefixlen and entry.table == fib.MAIN_TABLE and not entry.metric:
+        hint = "put it into a table of its own (table = 100) and say with a rule who uses that"
+        raise SpecError("the main table has the slot's own default route", key=key, hint=hint)
+    return fib.Route(
+        destination=destination,
+        kind=fib.KINDS[entry.kind],
+        gateways=own if entry.kind == "unicast" else (),
+        device=links[device] if entry.kind == "unicast" else 0,
+        source=source,
+        table=entry.table,
+        metric=entry.metric,
+        mtu=entry.mtu,
+        onlink=entry.onlink,
+    )
+
+
+def _rules(entry: RouteRule, values: Values) -> list[fib.Rule]:
+    key = f"routes.rules priority {entry.priority}"
+    try:
+        source = ip_network(_rendered(entry.source, values)) if entry.source else None
+        destination = ip_network(_rendered(entry.destination, values)) if entry.destination else None
+        low, _, high = _rendered(entry.ports, values).partition("-")
+        ports = (int(low), int(high or low)) if low else None
+    except ValueError as error:
+        raise SpecError(str(error), key=key) from None
+    if (entry.kind == "table") != bool(entry.table):
+        raise SpecError("a rule names a table, or a kind that drops", key=key)
+    versions = {net.version for net in (source, destination) if net is not None} or {entry.family} - {0} or {4, 6}
+    if len(versions) == 2 and (source or destination):
+        raise SpecError("source and destination are of two families", key=key)
+    return [
+        fib.Rule(
+            family=socket.AF_INET if version == 4 else socket.AF_INET6,
+            priority=entry.priority,
+            action=fib.ACTIONS[entry.kind],
+            table=entry.table,
+            source=source,
+            destination=destination,
+            mark=entry.mark,
+            input=_rendered(entry.input, values),
+            protocol=_PROTOCOLS[entry.protocol],
+            ports=ports,
+        )
+        for version in sorted(versions)
+    ]
+
+
+def _tunnel_request(tunnel: Tunnel, values: Values) -> netlink.Request:
+    """A VXLAN link between two addresses (linux/if_link.h, IFLA_VXLAN_*)."""
+    local, remote = ip_address(_rendered(tunnel.local, values)), ip_address(_rendered(tunnel.remote, values))
+    ends = (_VXLAN_LOCAL, _VXLAN_GROUP) if local.version == 4 else (_VXLAN_LOCAL6, _VXLAN_GROUP6)
+    data = netlink.nested(
+        rtnetlink.IFLA_INFO_DATA,
+        netlink.attr_u32(_VXLAN_ID, tunnel.id),
+        netlink.attr(ends[0], local.packed),
+        netlink.attr(ends[1], remote.packed),
+        netlink.attr(_VXLAN_PORT, struct.pack(">H", tunnel.port)),
+    )
+    attributes = [netlink.attr_str(rtnetlink.IFLA_IFNAME, tunnel.name)]
+    if tunnel.mtu:
+        attributes.append(netlink.attr_u32(rtnetlink.IFLA_MTU, tunnel.mtu))
+    attributes.append(netlink.attr(rtnetlink.IFLA_IFALIAS, _ALIAS.encode()))
+    attributes.append(
+        netlink.nested(rtnetlink.IFLA_LINKINFO, netlink.attr_str(rtnetlink.IFLA_INFO_KIND, tunnel.kind), data)
+    )
+    payload = struct.pack("=BxHiII", 0, 0, 0, 0, 0) + b"".join(attributes)
+    flags = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
+    return netlink.Request(rtnetlink.RTM_NEWLINK, flags, payload, f"make tunnel {tunnel.name}")
