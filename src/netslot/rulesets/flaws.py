@@ -85,6 +85,28 @@ def find_dead(attribution: Attribution) -> list[Flaw]:
     ]
 
 
+def find_missing(attribution: Attribution, links: frozenset[str]) -> list[Flaw]:
+    """Rules about a tenant none of whose interfaces is among ``links``, the links that exist."""
+    gone = {
+        index
+        for index, tenant in enumerate(attribution.tenants)
+        if tenant.interfaces and not links.intersection(tenant.interfaces)
+    }
+    return [
+        Flaw(
+            "dead",
+            ruleset.family,
+            table.name,
+            chain.name,
+            rule,
+            f"{attribution.tenants[attribution.owner[rule]].interfaces[0]} does not exist",
+        )
+        for ruleset in attribution.dump.rulesets
+        for table, chain, rule in ruleset.rules()
+        if attribution.owner[rule] in gone
+    ]
+
+
 class _Endings:
     """Chains from which no packet comes back."""
 
