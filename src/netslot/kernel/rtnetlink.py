@@ -11,7 +11,6 @@ import socket
 import struct
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import NamedTuple, TypeAlias
 
@@ -22,6 +21,7 @@ from netslot.kernel.netlink import (
     NLM_F_REPLACE,
     Message,
     Request,
+    Socket,
     attr,
     attr_str,
     attr_u8,
@@ -52,7 +52,7 @@ IFLA_INET_CONF = 1
 IPV4_DEVCONF_FORWARDING, IPV4_DEVCONF_ACCEPT_REDIRECTS = 1, 4
 IFLA_EXT_MASK, IFLA_CARRIER = 29, 33
 RTEXT_FILTER_SKIP_STATS = 8
-IFLA_INET6_ADDR_GEN_MODE = 8
+IFLA_INET6_CONF, IFLA_INET6_ADDR_GEN_MODE = 2, 8
 IN6_ADDR_GEN_MODE_NONE = 1
 
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
@@ -292,11 +292,10 @@ def delete_neighbour(index: int, address: Address) -> Request:
     return Request(RTM_DELNEIGH, 0, payload, f"delete neighbour {address}")
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(NamedTuple):
     """A link as the kernel reports it."""
 
-    index: int
+    ifindex: int
     name: str
     up: bool
     carrier: bool
@@ -305,8 +304,15 @@ class Link:
     group: int
     alias: str
     kind: str
-    forwarding: bool
-    """net.ipv4.conf.NAME.forwarding"""
+    ipv4_conf: bytes
+    """``net.ipv4.conf.NAME.*``: an array of 32-bit numbers, IPV4_DEVCONF_* from 1."""
+    ipv6_conf: bytes
+    """``net.ipv6.conf.NAME.*``: an array of 32-bit numbers, DEVCONF_* from 0."""
+
+    def ipv4_settings(self) -> dict[int, int]:
+        """``ipv4_conf`` in the form that :func:`set_link` takes."""
+        numbers = struct.unpack(f"={len(self.ipv4_conf) // 4}I", self.ipv4_conf)
+        return dict(enumerate(numbers, 1))
 
 
 def parse_link(message: Message) -> Link:
@@ -314,9 +320,9 @@ def parse_link(message: Message) -> Link:
     _, _, index, flags, _ = _IFINFO.unpack_from(message.payload)
     attrs = parse_attrs(message.payload, _IFINFO.size)
     info = parse_attrs(attrs.get(IFLA_LINKINFO, b""))
-    conf = parse_attrs(parse_attrs(attrs.get(IFLA_AF_SPEC, b"")).get(socket.AF_INET, b"")).get(IFLA_INET_CONF, b"")
+    families = parse_attrs(attrs.get(IFLA_AF_SPEC, b""))
     return Link(
-        index=index,
+        ifindex=index,
         name=_text(attrs.get(IFLA_IFNAME, b"")),
         up=bool(flags & IFF_UP),
         carrier=attrs.get(IFLA_CARRIER) == b"\1",
@@ -325,7 +331,8 @@ def parse_link(message: Message) -> Link:
         group=_u32(attrs.get(IFLA_GROUP)),
         alias=_text(attrs.get(IFLA_IFALIAS, b"")),
         kind=_text(info.get(IFLA_INFO_KIND, b"")),
-        forwarding=_u32(conf[:4]) != 0,  # the settings are an array; IPV4_DEVCONF_FORWARDING is its first
+        ipv4_conf=parse_attrs(families.get(socket.AF_INET, b"")).get(IFLA_INET_CONF, b""),
+        ipv6_conf=parse_attrs(families.get(socket.AF_INET6, b"")).get(IFLA_INET6_CONF, b""),
     )
 
 
@@ -336,9 +343,9 @@ def links(sock: Socket) -> list[Link]:
 
 
 class AddressRecord(NamedTuple):
-    """An address on a link, with the prefix length that the kernel reports."""
+    """An address on a link (its index), with the prefix length that the kernel reports."""
 
-    index: int
+    link: int
     address: bytes
     prefix_length: int
 
@@ -361,7 +368,7 @@ class RouteRecord(NamedTuple):
     kind: int
     destination: bytes
     prefix_length: int
-    index: int
+    link: int
     gateway: bytes
     metric: int
     protocol: int
@@ -383,7 +390,7 @@ def routes(sock: Socket, family: int = 0) -> list[RouteRecord]:
             kind=kind,
             destination=attrs.get(RTA_DST, b""),
             prefix_length=length,
-            index=_u32(attrs.get(RTA_OIF)),
+            link=_u32(attrs.get(RTA_OIF)),
             gateway=attrs.get(RTA_GATEWAY, b""),
             metric=_u32(attrs.get(RTA_PRIORITY)),
             protocol=protocol,
@@ -396,7 +403,7 @@ def routes(sock: Socket, family: int = 0) -> list[RouteRecord]:
 class NeighbourRecord(NamedTuple):
     """A neighbour entry; ``permanent`` ones are those that somebody configured."""
 
-    index: int
+    link: int
     address: bytes
     mac: str
     permanent: bool

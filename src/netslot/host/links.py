@@ -1,0 +1,326 @@
+"""A slot's links, addresses, routes and neighbours: made, read back, compared and mended by netlink.
+
+Nothing here opens a way for packets before :func:`root_side` is executed, which brings up root's end of the link.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Mapping
+from ipaddress import IPv6Network, ip_address, ip_interface
+from typing import NamedTuple, TypeVar
+
+from netslot.errors import KernelError
+from netslot.host.plan import GUEST, INNER_UPLINK, LOOPBACK, UPLINK, SlotPlan, any_network
+from netslot.kernel import netns, tun
+from netslot.kernel import rtnetlink as rt
+from netslot.kernel.netlink import Request, Socket
+from netslot.kernel.sysctl import Sysctls
+
+T = TypeVar("T", rt.AddressRecord, rt.RouteRecord, rt.NeighbourRecord)
+
+ROOT_GROUP = 0x6E73
+"""The interface group of root's ends: lets a static rule name all slots' links at once."""
+
+_FORWARD = {rt.IPV4_DEVCONF_FORWARDING: 1, rt.IPV4_DEVCONF_ACCEPT_REDIRECTS: 0}
+_MULTICAST6 = IPv6Network("ff00::/8")
+
+
+def prepare(plan: SlotPlan, sysctls: Sysctls) -> None:
+    """Set a new slot's own sysctls. The calling thread is in the slot, which has no links but ``lo`` yet."""
+    if plan.ipv6:
+        sysctls.write("net/ipv6/conf/default/accept_ra", "0")
+        sysctls.write("net/ipv6/conf/default/accept_redirects", "0")
+        sysctls.write("net/ipv6/conf/all/forwarding", "1")
+    else:
+        sysctls.write("net/ipv6/conf/all/disable_ipv6", "1")  # also the default of links that come later
+
+
+def make_links(plan: SlotPlan, slot: Socket, root: Socket, slot_fd: int) -> None:
+    """Make the slot's links, all of them down. ``slot_fd`` is the namespace the calling thread is in."""
+    make_uplink(plan, root, slot_fd)
+    make_guest_link(plan, slot)
+
+
+def make_uplink(plan: SlotPlan, root: Socket, slot_fd: int) -> None:
+    """The veth to root. A link of that name that a dying slot left behind in root is removed first."""
+    values = plan.values
+    pair = rt.veth(
+        plan.root_if,
+        plan.uplink_if,
+        peer_netns=slot_fd,
+        peer_index=UPLINK,
+        mac=values["root_mac"],
+        peer_mac=values["uplink_mac"],
+        mtu=plan.of.attachment.mtu,
+        group=ROOT_GROUP,
+        alias=plan.tag,
+    )
+    try:
+        root.execute([pair])
+    except KernelError as error:
+        if error.errno != errno.EEXIST:
+            raise
+        root.execute([rt.delete_link(0, plan.root_if)._replace(ignore=(errno.ENODEV,)), pair])
+
+
+def make_guest_link(plan: SlotPlan, slot: Socket) -> None:
+    """The tap, or the veth whose far end waits in the container's namespace; nothing for a process."""
+    attachment = plan.of.attachment
+    if plan.guest_if is None:
+        return
+    if attachment.kind == "tap":
+        tun.create_tap(
+            plan.guest_if,
+            index=GUEST,
+            user=attachment.user,
+            group=attachment.group,
+            vnet_hdr=attachment.vnet_hdr,
+            multi_queue=attachment.multi_queue,
+        )
+        slot.execute([rt.settle_link(GUEST)])
+        return
+    assert plan.inner_netns is not None
+    inner_fd = netns.open_named(plan.inner_netns)
+    try:
+        slot.execute(
+            [
+                rt.veth(
+                    plan.guest_if,
+                    attachment.peer,
+                    peer_netns=inner_fd,
+                    index=GUEST,
+                    peer_index=INNER_UPLINK,
+                    mac=attachment.gateway_mac,
+                    peer_mac=attachment.guest_mac,
+                    mtu=attachment.mtu,
+                )
+            ]
+        )
+    finally:
+        os.close(inner_fd)
+
+
+def slot_side(plan: SlotPlan) -> list[Request]:
+    """Configure the slot's own links and bring them up; may be repeated."""
+    values = plan.values
+    mtu = plan.of.attachment.mtu
+    requests = [
+        rt.set_link(LOOPBACK, up=True, alias=plan.tag),
+        rt.set_link(UPLINK, up=True, mac=values["uplink_mac"], mtu=mtu, ipv4=_FORWARD, quiet_ipv6=plan.ipv6),
+    ]
+    for root, own in plan.link_pairs():
+        requests += [
+            rt.add_address(UPLINK, own),
+            rt.add_neighbour(UPLINK, root.ip, values["root_mac"]),
+            rt.add_route(any_network(root.ip), index=UPLINK, gateway=root.ip),
+        ]
+    if plan.guest_if is None:
+        return requests
+    gateway_mac = plan.of.attachment.gateway_mac
+    requests.append(rt.set_link(GUEST, up=True, mac=gateway_mac, mtu=mtu, ipv4=_FORWARD, quiet_ipv6=plan.ipv6))
+    for gateway, guest in zip(plan.gateways, plan.guest_addresses, strict=True):
+        requests += [
+            rt.add_address(GUEST, gateway),
+            rt.add_neighbour(GUEST, guest.ip, plan.of.attachment.guest_mac),
+        ]
+    return requests
+
+
+def inner_side(plan: SlotPlan) -> list[Request]:
+    """Configure the container's end of a ``veth`` attachment, in its inner namespace."""
+    attachment = plan.of.attachment
+    requests = [
+        rt.set_link(LOOPBACK, up=True),
+        rt.set_link(INNER_UPLINK, up=True, mac=attachment.guest_mac, quiet_ipv6=True),
+    ]
+    for gateway, guest in zip(plan.gateways, plan.guest_addresses, strict=True):
+        requests += [
+            rt.add_address(INNER_UPLINK, guest),
+            rt.add_neighbour(INNER_UPLINK, gateway.ip, attachment.gateway_mac),
+            rt.add_route(any_network(gateway.ip), index=INNER_UPLINK, gateway=gateway.ip),
+        ]
+    return requests
+
+
+def root_side(plan: SlotPlan, index: int) -> list[Request]:
+    """Configure root's end of the link (``index``) and bring it up; may be repeated."""
+    values = plan.values
+    requests: list[Request] = [
+        rt.set_link(
+            index,
+            up=True,
+            mac=values["root_mac"],
+            mtu=plan.of.attachment.mtu,
+            group=ROOT_GROUP,
+            ipv4=_FORWARD,
+            quiet_ipv6=plan.ipv6,
+        )
+    ]
+    for root, own in plan.link_pairs():
+        requests += [rt.add_address(index, root), rt.add_neighbour(index, own.ip, values["uplink_mac"])]
+    if plan.pair6 is not None:
+        # Every link that comes up adds a route of ff00::/8, and all links' hang in one list that is walked at each
+        # addition. Root sends no multicast to slots, whose neighbours are permanent.
+        requests += [
+            rt.delete_route(_MULTICAST6, index=index, table=rt.RT_TABLE_LOCAL, kind=rt.RTN_MULTICAST)._replace(
+                ignore=(errno.ESRCH,)
+            ),
+            *([_prefix_route(plan, index)] if plan.addresses.network6(plan.number).prefixlen < 127 else []),
+        ]
+    return requests
+
+
+def _prefix_route(plan: SlotPlan, index: int) -> Request:
+    """The slot's own /64 goes to the slot."""
+    assert plan.pair6 is not None
+    return rt.add_route(plan.addresses.network6(plan.number), index=index, gateway=plan.pair6[1].ip)
+
+
+def quiet_root_side(plan: SlotPlan, sysctls: Sysctls) -> None:
+    """Turn IPv6 off on root's end, if slots have none. The calling thread is in the root namespace."""
+    if not plan.ipv6:
+        sysctls.write(f"net/ipv6/conf/{plan.root_if}/disable_ipv6", "1")
+
+
+class State(NamedTuple):
+    """What a namespace holds of links and addressing; comparable, with a slot's own values taken out."""
+
+    links: dict[int, rt.Link]
+    addresses: frozenset[rt.AddressRecord]
+    routes: frozenset[rt.RouteRecord]
+    neighbours: frozenset[rt.NeighbourRecord]
+
+
+def read(sock: Socket) -> State:
+    """The links, addresses, routes and permanent neighbours of the socket's namespace."""
+    return State(
+        {link.ifindex: link for link in rt.links(sock)},
+        frozenset(rt.addresses(sock)),
+        frozenset(route._replace(request=b"") for route in rt.routes(sock)),
+        frozenset(rt.neighbours(sock)),
+    )
+
+
+class Expectation:
+    """What a slot of one class should look like, learnt from a slot that was just built.
+
+    So nothing is assumed about which routes this kernel adds for an address. ``sample`` is the slot's plan,
+    ``state`` what was read from it; another slot's expectation is the same with that slot's own values.
+    """
+
+    def __init__(self, sample: SlotPlan, state: State) -> None:
+        self._own = _own_values(sample)
+        self._state = state
+
+    def of(self, plan: SlotPlan) -> State:
+        """The state of ``plan``'s slot when nothing drifted."""
+        change = dict(zip(self._own, _own_values(plan), strict=True))
+        get = change.get
+        links = {
+            index: link._replace(alias=plan.tag if index == LOOPBACK else link.alias, mac=_mac(link.mac, change))
+            for index, link in self._state.links.items()
+        }
+        return State(
+            links,
+            frozenset(
+                record._replace(address=get(record.address, record.address)) for record in self._state.addresses
+            ),
+            frozenset(
+                record._replace(
+                    destination=get(record.destination, record.destination),
+                    gateway=get(record.gateway, record.gateway),
+                )
+                for record in self._state.routes
+            ),
+            frozenset(
+                record._replace(address=get(record.address, record.address), mac=_mac(record.mac, change))
+                for record in self._state.neighbours
+            ),
+        )
+
+
+def _own_values(plan: SlotPlan) -> list[bytes]:
+    """The packed addresses and MACs that differ from slot to slot, always in the same order."""
+    values = [bytes.fromhex(plan.values[name].replace(":", "")) for name in ("root_mac", "uplink_mac")]
+    for root, own in plan.link_pairs():
+        values += [root.ip.packed, own.ip.packed]
+    return values
+
+
+def _mac(mac: str, change: Mapping[bytes, bytes]) -> str:
+    packed = rt.mac_bytes(mac)
+    return change.get(packed, packed).hex(":")
+
+
+def differences(plan: SlotPlan, wanted: State, found: State) -> Iterator[tuple[str, str]]:
+    """(where, what) for everything in which ``found`` is not ``wanted``."""
+    names = {index: link.name for index, link in {**found.links, **wanted.links}.items()}
+    for index in sorted(wanted.links.keys() | found.links.keys()):
+        expected, actual = wanted.links.get(index), found.links.get(index)
+        where = f"link {names[index]}"
+        if actual is None:
+            yield where, "missing"
+        elif expected is None:
+            yield where, "not the slot's"
+        else:
+            for field in rt.Link._fields:
+                if field != "carrier" and getattr(expected, field) != getattr(actual, field):
+                    yield where, _changed(field, getattr(expected, field), getattr(actual, field))
+    for address, verb in _two_ways(wanted.addresses, found.addresses):
+        shown = f"{_shown(address.address)}/{address.prefix_length}"
+        yield f"link {names.get(address.link, address.link)}", f"address {shown} {verb}"
+    for route, verb in _two_ways(wanted.routes, found.routes):
+        target = f"{_shown(route.destination)}/{route.prefix_length}" if route.destination else "default"
+        via = f" via {_shown(route.gateway)}" if route.gateway else ""
+        yield f"route table {route.table}", f"{target}{via} dev {names.get(route.link, route.link)} {verb}"
+    for entry, verb in _two_ways(wanted.neighbours, found.neighbours):
+        yield f"link {names.get(entry.link, entry.link)}", f"neighbour {_shown(entry.address)} {entry.mac} {verb}"
+
+
+def _two_ways(wanted: frozenset[T], found: frozenset[T]) -> Iterator[tuple[T, str]]:
+    yield from ((record, "missing") for record in sorted(wanted - found))
+    yield from ((record, "not the slot's") for record in sorted(found - wanted))
+
+
+def _shown(packed: bytes) -> str:
+    return str(ip_address(packed)) if len(packed) in (4, 16) else packed.hex()
+
+
+_SETTINGS = {"ipv4_conf": "an IPv4 sysctl (net.ipv4.conf.*)", "ipv6_conf": "an IPv6 sysctl (net.ipv6.conf.*)"}
+
+
+def _changed(field: str, expected: object, actual: object) -> str:
+    if field in _SETTINGS:
+        assert isinstance(expected, bytes)
+        assert isinstance(actual, bytes)
+        places = range(0, len(expected), 4)
+        numbers = ", ".join(str(at // 4 + 1) for at in places if expected[at : at + 4] != actual[at : at + 4])
+        return f"{_SETTINGS[field]} changed: number {numbers} of the kernel's devconf"
+    if field == "up":
+        return "down" if expected else "up"
+    return f"{field} is {actual}, not {expected}"
+
+
+def mend(plan: SlotPlan, wanted: State, slot: Socket) -> None:
+    """Take away what is not the slot's and configure the rest again. Links must be there; see :func:`make_links`."""
+    found = read(slot)
+    requests = [rt.delete_link(index) for index in sorted(found.links.keys() - wanted.links.keys())]
+    gone = {errno.ENODEV, errno.ESRCH, errno.ENOENT, errno.EADDRNOTAVAIL}
+    for route in rt.routes(slot):
+        if route._replace(request=b"") not in wanted.routes:
+            requests.append(Request(rt.RTM_DELROUTE, 0, route.request, "delete route"))
+    for entry in found.neighbours - wanted.neighbours:
+        requests.append(rt.delete_neighbour(entry.link, ip_address(entry.address)))
+    for record in found.addresses - wanted.addresses:
+        address = ip_interface((ip_address(record.address), record.prefix_length))
+        requests.append(rt.delete_address(record.link, address))
+    slot.execute(request._replace(ignore=tuple(gone)) for request in requests)
+    settings = [
+        rt.set_link(index, ipv4=link.ipv4_settings())
+        for index, link in wanted.links.items()
+        if index in found.links and found.links[index].ipv4_conf != link.ipv4_conf
+    ]
+    slot.execute(settings)
+    slot.execute(slot_side(plan))

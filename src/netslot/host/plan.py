@@ -1,0 +1,124 @@
+"""What one slot is to be, worked out from the spec: everything that building and verifying it need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+
+from netslot.kernel import rtnetlink
+from netslot.policy.base import Parameters
+from netslot.spec.model import UPLINK_INTERFACE, Addresses, ClassSpec, HostSpec
+
+LOOPBACK, UPLINK, GUEST, INNER_UPLINK = 1, 2, 3, 2
+"""Link indexes inside a slot: chosen by us, so that one message can configure what another one makes."""
+
+
+@dataclass(frozen=True)
+class SlotPlan:
+    """One slot as the spec wants it. ``host_id`` is in the tag that every slot carries."""
+
+    spec: HostSpec
+    of: ClassSpec
+    number: int
+    host_id: str
+
+    @cached_property
+    def netns(self) -> str:
+        return self.spec.name(self.number)
+
+    @property
+    def inner_netns(self) -> str | None:
+        """The container's namespace, of a ``veth`` attachment."""
+        return f"{self.netns}-in" if self.of.attachment.kind == "veth" else None
+
+    @property
+    def root_if(self) -> str:
+        return self.netns
+
+    @property
+    def uplink_if(self) -> str:
+        return UPLINK_INTERFACE
+
+    @property
+    def guest_if(self) -> str | None:
+        return self.of.guest_interface
+
+    @property
+    def tag(self) -> str:
+        """What the slot's loopback link carries as its alias, so that the slot is known without the ledger."""
+        return f"netslot {self.host_id} {self.number} {self.of.name} {self.of.digest}"
+
+    @cached_property
+    def values(self) -> dict[str, str]:
+        """Every variable of the slot, scalar parameters at their defaults."""
+        return self.spec.values(self.number, self.of.name)
+
+    @property
+    def defaults(self) -> Parameters:
+        """List parameters at their defaults."""
+        return {
+            name: parameter.default
+            for name, parameter in self.of.parameters.items()
+            if isinstance(parameter.default, tuple)
+        }
+
+    @property
+    def addresses(self) -> Addresses:
+        return self.spec.addresses
+
+    @cached_property
+    def pair(self) -> tuple[IPv4Interface, IPv4Interface]:
+        """Root's address and the slot's."""
+        return self.addresses.pair(self.number)
+
+    @cached_property
+    def pair6(self) -> tuple[IPv6Interface, IPv6Interface] | None:
+        return self.addresses.pair6(self.number) if self.ipv6 else None
+
+    @property
+    def ipv6(self) -> bool:
+        return self.addresses.pool6 is not None
+
+    @property
+    def guest_addresses(self) -> list[IPv4Interface | IPv6Interface]:
+        """The workload's own addresses behind a tap or veth."""
+        if self.guest_if is None:
+            return []
+        return [self.addresses.guest, *([self.addresses.guest6] if self.ipv6 else [])]
+
+    @property
+    def gateways(self) -> list[IPv4Interface | IPv6Interface]:
+        """The slot's addresses towards the workload."""
+        if self.guest_if is None:
+            return []
+        found: list[IPv4Interface | IPv6Interface] = [
+            IPv4Interface((self.addresses.gateway, self.addresses.guest.network.prefixlen))
+        ]
+        if self.ipv6:
+            found.append(IPv6Interface((self.addresses.gateway6, self.addresses.guest6.network.prefixlen)))
+        return found
+
+    def link_pairs(self) -> list[tuple[IPv4Interface | IPv6Interface, IPv4Interface | IPv6Interface]]:
+        """(root's address, the slot's address) for every family that is on."""
+        pairs: list[tuple[IPv4Interface | IPv6Interface, IPv4Interface | IPv6Interface]] = [self.pair]
+        if self.pair6 is not None:
+            pairs.append(self.pair6)
+        return pairs
+
+
+def any_network(address: IPv4Address | IPv6Address) -> rtnetlink.Network:
+    """The default route's destination in the family of ``address``."""
+    return _ANY4 if address.version == 4 else _ANY6
+
+
+_ANY4 = IPv4Interface("0.0.0.0/0").network
+_ANY6 = IPv6Interface("::/0").network
+
+
+def parse_tag(alias: str) -> tuple[str, int, str, str] | None:
+    """(host id, number, class, digest) of a slot's tag, or None when the alias is no tag of ours."""
+    words = alias.split(" ")
+    if len(words) != 5 or words[0] != "netslot" or not words[2].isdecimal():
+        return None
+    return words[1], int(words[2]), words[3], words[4]
