@@ -1,1 +1,1 @@
-"""What a person wrote: the spec file, rule files and their variables, as frozen, checked values. Touches no kernel."""
+"""What a person wrote: the spec file, rule files and variables as frozen, checked values. Touches no kernel."""

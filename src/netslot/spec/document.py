@@ -63,6 +63,7 @@ class AttachmentSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     group: Count = 0
     """Numeric id of the group that may open the tap."""
     multi_queue: bool = False
+    """Whether the tap may be opened several times, one queue each."""
     vnet_hdr: bool = True
     """Whether frames on the tap begin with a virtio_net_hdr, as Firecracker and QEMU want."""
 
@@ -71,6 +72,7 @@ class RulesSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[rules]``: the slot's rules. A class that has this section takes nothing of the host's."""
 
     backend: Backend = "nftables"
+    """What loads the files: one of the two variants of iptables, or nft."""
     ipv4: str = ""
     """File in iptables-save form, relative to the spec file."""
     ipv6: str = ""
@@ -85,8 +87,11 @@ class RootSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     backend: Backend = "nftables"
     """What loads netslot's own few rules, and the files named here."""
     ipv4: str = ""
+    """File in iptables-save form with rules of your own, relative to the spec file."""
     ipv6: str = ""
+    """File in ip6tables-save form."""
     nft: str = ""
+    """File for ``nft -f``; only with backend nftables."""
     masquerade: bool = True
     """Whether slots' addresses are replaced by the uplink's on their way out (IPv6: where pool6 is a local one)."""
 
@@ -95,6 +100,7 @@ class ParameterSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[parameters.NAME]``: a value that is bound when a slot is acquired."""
 
     type: ParameterKind
+    """cidrs and ports are lists, bound as sets or as rules; the others are variables of the parameter's name."""
     default: str | int | tuple[str, ...] | None = None
     """The value of a slot that nobody has acquired, and of leases that do not say. Lists: empty."""
     min: int | None = None
@@ -114,6 +120,7 @@ class ClassSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[class.NAME]``: a pool of its own. Keys of its sections stand in for the host's, one by one."""
 
     slots: Count
+    """How many slots this class has."""
     attachment: AttachmentSection = AttachmentSection()
     rules: RulesSection | None = None
     parameters: dict[str, ParameterSection] = {}

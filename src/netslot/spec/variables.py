@@ -1,6 +1,6 @@
 """The variables that rule files and texts of the spec may use, named the same in all formats.
 
-``docs/reference/variables.md`` is made from these tables; a test keeps it so.
+``docs/reference/variables.md`` is made from these tables (:mod:`netslot.spec.reference`).
 """
 
 from __future__ import annotations
@@ -53,24 +53,3 @@ GUEST: Final = {
 """Of slots whose workload is behind a link of its own: attachments tap and veth."""
 
 ALL: Final = HOST | SLOT | GUEST
-
-
-def reference() -> str:
-    """The text of ``docs/reference/variables.md``."""
-    tables = [
-        ("For the whole host", "The same in every slot; the only ones that root's rule files may use.", HOST),
-        ("Of one slot", "Different in every slot, except where it says otherwise.", SLOT),
-        ("Of the workload", "With attachments `tap` and `veth`; a process uses the slot's own address.", GUEST),
-    ]
-    parts = [
-        "# Variables\n\n"
-        "Rule files and texts of the spec take a slot's own values as `${name}`; a literal `${` is written `$${`.\n"
-        "A `$` without a brace means nothing to netslot, so nft's own variables (`$name`) pass through.\n"
-        "A parameter that is not a list is a variable of the parameter's name.\n"
-        "A rule of iptables that uses `${name.proto}`, `${name.outer}` or `${name.inner}` of a parameter of type\n"
-        "`ports` stands once for every port that the lease publishes.\n"
-    ]
-    for title, text, table in tables:
-        rows = "".join(f"| `{name}` | {meaning} |\n" for name, meaning in table.items())
-        parts.append(f"\n## {title}\n{text}\n\n| variable | value |\n| --- | --- |\n{rows}")
-    return "".join(parts)
