@@ -88,8 +88,8 @@ class _Surroundings:
             for state in STATES
             for hook in hooks
         }
-        self._peer, self._host = _unnamed_addresses(ruleset)
-        self._port = _unnamed_port(ruleset)
+        self._peer, self._host = unnamed_addresses(ruleset)
+        self._port = unnamed_port(ruleset)
         self._published, self._bridges = _published_and_bridges(attribution, ruleset)
         self._present = _present(attribution, ruleset)
 
@@ -267,7 +267,7 @@ def _present(attribution: Attribution, ruleset: Ruleset) -> set[int]:
     return found
 
 
-def _unnamed_addresses(ruleset: Ruleset) -> tuple[int, int]:
+def unnamed_addresses(ruleset: Ruleset) -> tuple[int, int]:
     """Two addresses that lie in no prefix that a rule names: a peer's, and one of the host's own."""
     prefixes: dict[int, set[int]] = {}
     ranges: list[tuple[int, int]] = []
@@ -295,7 +295,7 @@ def _candidates(family: Family) -> list[int]:
     return [(0x2A00 + step << 112) + 0x5D42 for step in range(14)]
 
 
-def _unnamed_port(ruleset: Ruleset) -> int:
+def unnamed_port(ruleset: Ruleset) -> int:
     """A port that as few rules as possible name."""
     ranges = Counter(span for span in _port_ranges(ruleset) if span != (0, 65535))
     candidates = (47983, 33917, 61231, 28657, 10949, 5003, 991)
