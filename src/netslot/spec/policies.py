@@ -161,7 +161,7 @@ class RoutesSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Rate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``[rates.egress]``, ``[rates.ingress]``: limits of one direction. Values may be a parameter's, as ``${name}``."""
+    """``[rates.egress]``, ``[rates.ingress]``: limits of one direction. A value may be a parameter's: ``${name}``."""
 
     bandwidth: Quantity | None = None
     """Bits a second: ``10M``."""

@@ -34,13 +34,11 @@ def schema() -> dict[str, Any]:
 
 def _structs() -> list[type[msgspec.Struct]]:
     """The whole document, then its sections in the order of the source."""
-    members = [
-        [kind for kind in vars(module).values() if getattr(kind, "__module__", "") == module.__name__]
-        for module in (document, policies)
-    ]
-    return [
-        kind for kinds in members for kind in kinds if isinstance(kind, type) and issubclass(kind, msgspec.Struct)
-    ]
+    found: list[type[msgspec.Struct]] = [document.Document]
+    for module in (document, policies):
+        own = [kind for kind in vars(module).values() if getattr(kind, "__module__", "") == module.__name__]
+        found += [kind for kind in own if isinstance(kind, type) and issubclass(kind, msgspec.Struct)]
+    return list(dict.fromkeys(found))
 
 
 def _plain(text: str) -> str:
