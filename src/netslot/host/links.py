@@ -6,15 +6,14 @@ Nothing here opens a way for packets before :func:`root_side` is executed, which
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterator, Mapping
 from ipaddress import IPv6Network, ip_address, ip_interface
 from typing import NamedTuple, TypeVar
 
 from netslot.errors import KernelError
 from netslot.host.plan import GUEST, INNER_UPLINK, LOOPBACK, UPLINK, SlotPlan, any_network
-from netslot.kernel import netns, tun
 from netslot.kernel import rtnetlink as rt
+from netslot.kernel import tun
 from netslot.kernel.netlink import Request, Socket
 from netslot.kernel.sysctl import Sysctls
 
@@ -35,12 +34,6 @@ def prepare(plan: SlotPlan, sysctls: Sysctls) -> None:
         sysctls.write("net/ipv6/conf/all/forwarding", "1")
     else:
         sysctls.write("net/ipv6/conf/all/disable_ipv6", "1")  # also the default of links that come later
-
-
-def make_links(plan: SlotPlan, slot: Socket, root: Socket, slot_fd: int) -> None:
-    """Make the slot's links, all of them down. ``slot_fd`` is the namespace the calling thread is in."""
-    make_uplink(plan, root, slot_fd)
-    make_guest_link(plan, slot)
 
 
 def make_uplink(plan: SlotPlan, root: Socket, slot_fd: int) -> None:
@@ -65,8 +58,8 @@ def make_uplink(plan: SlotPlan, root: Socket, slot_fd: int) -> None:
         root.execute([rt.delete_link(0, plan.root_if)._replace(ignore=(errno.ENODEV,)), pair])
 
 
-def make_guest_link(plan: SlotPlan, slot: Socket) -> None:
-    """The tap, or the veth whose far end waits in the container's namespace; nothing for a process."""
+def make_guest_link(plan: SlotPlan, slot: Socket, inner_fd: int | None) -> None:
+    """The tap, or the veth whose far end is born in the container's namespace; nothing for a process."""
     attachment = plan.of.attachment
     if plan.guest_if is None:
         return
@@ -81,25 +74,17 @@ def make_guest_link(plan: SlotPlan, slot: Socket) -> None:
         )
         slot.execute([rt.settle_link(GUEST)])
         return
-    assert plan.inner_netns is not None
-    inner_fd = netns.open_named(plan.inner_netns)
-    try:
-        slot.execute(
-            [
-                rt.veth(
-                    plan.guest_if,
-                    attachment.peer,
-                    peer_netns=inner_fd,
-                    index=GUEST,
-                    peer_index=INNER_UPLINK,
-                    mac=attachment.gateway_mac,
-                    peer_mac=attachment.guest_mac,
-                    mtu=attachment.mtu,
-                )
-            ]
-        )
-    finally:
-        os.close(inner_fd)
+    pair = rt.veth(
+        plan.guest_if,
+        attachment.peer,
+        peer_netns=inner_fd,
+        index=GUEST,
+        peer_index=INNER_UPLINK,
+        mac=attachment.gateway_mac,
+        peer_mac=attachment.guest_mac,
+        mtu=attachment.mtu,
+    )
+    slot.execute([pair])
 
 
 def slot_side(plan: SlotPlan) -> list[Request]:

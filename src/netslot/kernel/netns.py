@@ -80,17 +80,18 @@ def names() -> list[str]:
         return []
 
 
-def pin(name: str) -> None:
-    """Bind the calling thread's namespace to ``name``; EEXIST when the name is taken."""
+def pin(name: str, fd: int | None = None) -> None:
+    """Bind a namespace (default: the calling thread's) to ``name``; EEXIST when the name is taken."""
     path = NETNS_DIR / name
     try:
         os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
     except FileNotFoundError:
         NETNS_DIR.mkdir(parents=True, exist_ok=True)
-        return pin(name)
+        return pin(name, fd)
     except OSError as error:
         raise KernelError(f"create {path}", error.errno or errno.EIO) from error
-    sys.mount(own_path(), str(path), "none", sys.MS_BIND)
+    source = own_path() if fd is None else f"/proc/self/fd/{fd}"
+    sys.mount(source, str(path), "none", sys.MS_BIND)
     return None
 
 

@@ -1,0 +1,255 @@
+"""A slot's life: built, recycled, destroyed.
+
+A slot is built unseen and appears all at once: its pin in ``/run/netns`` is made last. A process that dies before
+leaves nothing, since the kernel removes an unpinned namespace and both ends of its links with it.
+All functions run on a :class:`netslot.kernel.netns.Worker` thread whose home is the root namespace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from netslot.errors import KernelError, NetslotError
+from netslot.host import links
+from netslot.host.plan import GUEST, SlotPlan
+from netslot.kernel import conntrack, netns, sockets
+from netslot.kernel import rtnetlink as rt
+from netslot.kernel.netlink import Socket
+from netslot.kernel.sysctl import Sysctls
+from netslot.policy.base import Die, Difference, Parameters, Values
+
+
+class NotCleanError(NetslotError):
+    """A slot could not be brought back to what a fresh one is; the message says what is left in it."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """What the slots of one class are made from: dies, and what a slot looks like afterwards."""
+
+    rules: Sequence[Die]
+    """Stamped while all links are down: no packet meets a slot without them."""
+    others: Sequence[Die]
+    """Stamped when the slot's own links are up, as routes and queues need, but root's end is not yet."""
+    expectation: links.Expectation | None = field(default=None)
+
+    @property
+    def dies(self) -> tuple[Die, ...]:
+        return (*self.rules, *self.others)
+
+    def differences(self, plan: SlotPlan, values: Values, parameters: Parameters) -> list[Difference]:
+        """What the slot that the calling thread is in holds otherwise than it should."""
+        assert self.expectation is not None
+        with Socket() as slot:
+            found = links.read(slot)
+        wanted = self.expectation.of(plan)
+        result = [Difference(*pair) for pair in links.differences(plan, wanted, found)] if found != wanted else []
+        for die in self.dies:
+            result += die.read(values, parameters)
+        return result
+
+
+class Workshop:
+    """What making slots needs to have open; ``seconds`` holds the time spent by phase since it was made."""
+
+    def __init__(self) -> None:
+        self.root = Socket()
+        self._ioctl = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self.sysctls = Sysctls()
+        self.seconds: dict[str, float] = {}
+        self._last = 0.0
+
+    def close(self) -> None:
+        self.root.close()
+        self._ioctl.close()
+        self.sysctls.close()
+
+    # --- building ------------------------------------------------------------------------------------
+
+    def build(self, plan: SlotPlan, template: Template) -> None:
+        """Make the slot with everything in it. KernelError leaves nothing of it behind."""
+        self._last = time.perf_counter()
+        with contextlib.ExitStack() as held:
+            inner_fd = held.enter_context(self._inner_namespace()) if plan.inner_netns else None
+            slot_fd = -1
+            try:
+                with netns.fresh():
+                    slot_fd = netns.open_own()
+                    self._lap("namespace")
+                    self._furnish(plan, template, slot_fd, inner_fd)
+                self.open_root_side(plan)
+                if inner_fd is not None and plan.inner_netns:
+                    self._finish_inner(plan, inner_fd)
+                netns.pin(plan.netns, slot_fd)
+                self._lap("pin")
+            except BaseException:
+                self.destroy(plan)
+                raise
+            finally:
+                if slot_fd >= 0:
+                    os.close(slot_fd)
+
+    @contextlib.contextmanager
+    def _inner_namespace(self) -> Iterator[int]:
+        """A new namespace for a container; it dies with the block unless it was pinned."""
+        with netns.fresh():
+            fd = netns.open_own()
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _finish_inner(self, plan: SlotPlan, inner_fd: int) -> None:
+        with netns.entered(inner_fd), Socket() as inner:
+            inner.execute(links.inner_side(plan))
+        assert plan.inner_netns is not None
+        netns.unpin(plan.inner_netns)
+        netns.pin(plan.inner_netns, inner_fd)
+
+    def _furnish(self, plan: SlotPlan, template: Template, slot_fd: int, inner_fd: int | None) -> None:
+        """Everything inside the slot, which the calling thread is in."""
+        links.prepare(plan, self.sysctls)
+        self._lap("sysctls")
+        with Socket() as slot:
+            links.make_uplink(plan, self.root, slot_fd)
+            self._lap("veth")
+            links.make_guest_link(plan, slot, inner_fd)
+            self._lap("guest link")
+            for die in template.rules:
+                die.stamp(plan.values)
+            self._lap("rules")
+            slot.execute(links.slot_side(plan))
+            self._lap("addresses")
+        if template.others:
+            for die in template.others:
+                die.stamp(plan.values)
+            self._lap("other policies")
+
+    def open_root_side(self, plan: SlotPlan) -> None:
+        """Configure root's end of the link and bring it up."""
+        index = rt.link_index(self._ioctl, plan.root_if)
+        links.quiet_root_side(plan, self.sysctls)
+        self.root.execute(links.root_side(plan, index))
+        self._lap("root side")
+
+    def _lap(self, phase: str) -> None:
+        now = time.perf_counter()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
+        self._last = now
+
+    # --- the end -------------------------------------------------------------------------------------
+
+    def destroy(self, plan: SlotPlan) -> None:
+        """Remove whatever there is of the slot; absence is success.
+
+        The link goes at once, the namespace when the kernel gets to it, or when the last process in it ends.
+        """
+        link = rt.delete_link(0, plan.root_if)._replace(ignore=(errno.ENODEV,))
+        self.root.execute([link])
+        if plan.inner_netns:
+            netns.unpin(plan.inner_netns)
+        netns.unpin(plan.netns)
+
+
+@contextlib.contextmanager
+def inside(plan: SlotPlan) -> Iterator[None]:
+    """Put the calling worker thread into the slot for the length of the block."""
+    fd = netns.open_named(plan.netns)
+    try:
+        with netns.entered(fd):
+            yield
+    finally:
+        os.close(fd)
+
+
+# --- between two tenants -----------------------------------------------------------------------------
+
+
+def recycle(plan: SlotPlan, template: Template, workshop: Workshop, running: Callable[[int], list[int]]) -> None:
+    """Bring the slot back to what a fresh one is, and show that it is one.
+
+    ``running`` gives the processes in the namespace with that inode. Raises NotCleanError when something is left.
+    """
+    _refuse_processes(plan, running)
+    if plan.inner_netns:
+        _replace_inner(plan, workshop)
+    with inside(plan):
+        _empty(plan)
+        for die in template.dies:
+            die.reset(plan.values)
+        assert template.expectation is not None
+        wanted = template.expectation.of(plan)
+        with Socket() as slot:
+            if links.read(slot) != wanted:
+                _restore_links(plan, workshop, slot)
+                links.mend(plan, wanted, slot)
+        left = template.differences(plan, plan.values, plan.defaults)
+    if left:
+        raise NotCleanError(f"slot {plan.number} is not as new: {'; '.join(map(str, left[:3]))}")
+
+
+def _refuse_processes(plan: SlotPlan, running: Callable[[int], list[int]]) -> None:
+    for name in filter(None, (plan.netns, plan.inner_netns)):
+        try:
+            fd = netns.open_named(name)
+        except KernelError as error:
+            if error.errno == errno.ENOENT and name == plan.inner_netns:
+                continue  # it is replaced anyway
+            raise
+        try:
+            pids = running(netns.inode(fd))
+        finally:
+            os.close(fd)
+        if pids:
+            raise NotCleanError(f"processes still run in {name}: {', '.join(map(str, pids[:8]))}")
+
+
+def _empty(plan: SlotPlan) -> None:
+    """Take the last tenant's connections and sockets out of the slot that the calling thread is in."""
+    conntrack.flush()
+    if sockets.in_use():
+        sockets.destroy_all()
+        if left := sockets.in_use():
+            raise NotCleanError(f"sockets are left in {plan.netns}: {left}")
+    if plan.of.attachment.kind == "tap":
+        with Socket() as slot:
+            if any(link.carrier for link in rt.links(slot) if link.ifindex == GUEST):
+                raise NotCleanError(f"a process still holds {plan.guest_if} of {plan.netns} open")
+
+
+def _replace_inner(plan: SlotPlan, workshop: Workshop) -> None:
+    """A container may have changed anything in its own namespace: give the next one another."""
+    assert plan.inner_netns is not None
+    with netns.fresh():
+        inner_fd = netns.open_own()
+    try:
+        with inside(plan), Socket() as slot:
+            slot.execute([rt.delete_link(GUEST)._replace(ignore=(errno.ENODEV,))])
+            links.make_guest_link(plan, slot, inner_fd)
+            slot.execute(links.slot_side(plan))
+        workshop._finish_inner(plan, inner_fd)
+    finally:
+        os.close(inner_fd)
+
+
+def _restore_links(plan: SlotPlan, workshop: Workshop, slot: Socket) -> None:
+    """Make again those of the slot's links that are gone. The calling thread is in the slot."""
+    there = {link.ifindex: link for link in rt.links(slot)}
+    wanted = {2: plan.uplink_if, GUEST: plan.guest_if}
+    wrong = [link for link in there.values() if link.ifindex != 1 and wanted.get(link.ifindex) != link.name]
+    slot.execute(rt.delete_link(link.ifindex) for link in wrong)
+    names = {link.name for link in there.values() if link not in wrong}
+    slot_fd = netns.open_own()
+    try:
+        if plan.uplink_if not in names:
+            links.make_uplink(plan, workshop.root, slot_fd)
+        if plan.guest_if is not None and plan.guest_if not in names and plan.inner_netns is None:
+            links.make_guest_link(plan, slot, None)
+    finally:
+        os.close(slot_fd)
