@@ -1,0 +1,215 @@
+"""The rates policy: bandwidth, packets and connections of one slot, on its own links.
+
+Bandwidth is shaped by a token bucket queue on the link that sends: towards the outside the uplink, towards the
+workload its inner link. A workload that lives in the slot itself has no inner link, so what comes to it is
+dropped above the limit instead of queued. Packets and connections are limited by a small nf_tables table; all
+limits are per slot because the link, the table and connection tracking's count are.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+
+from netslot.kernel import netlink, tc
+from netslot.policy import nftables
+from netslot.policy.base import Difference, Parameters, Values
+from netslot.policy.nftables import NftablesDie
+from netslot.spec.policies import Quantity, Rate, RatesSection, quantity
+from netslot.spec.render import render
+
+TABLE = "netslot_rates"
+"""The nf_tables table that the limits of packets and connections are in."""
+
+_LEAST_BURST = 64 * 1024
+"""Bytes: a segment as large as the kernel hands down in one piece (GSO) must fit the bucket."""
+_QUEUE_SECONDS = 0.05
+"""How long a packet may wait in a full queue before it is dropped."""
+
+
+def cast(section: RatesSection, *, values: Values) -> RatesDie:
+    """Check a template by working it out for one slot. SpecError for a value that is none."""
+    inner = bool(values.get("guest_if"))
+    text = nft_text(section, inner=inner)
+    rules = None
+    if text:
+        own = numbers(section, values)
+        # All numbers differ between the samples, so that each can be bound to another value later.
+        samples = [
+            {**values, **{key: str(int(number) + step) for key, number in own.items()}} for step in (0, 7, 256)
+        ]
+        rules = nftables.cast(text, samples, file=TABLE)
+    die = RatesDie(section, inner, rules)
+    die.queues(values)
+    return die
+
+
+def _moved(own: Values, step: int) -> dict[str, str]:
+    return {key: str(int(number) + step) for key, number in own.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """A token bucket on one link: bytes a second, bucket and queue in bytes."""
+
+    link: str
+    rate: int
+    burst: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class RatesDie:
+    """Limits that can be put on any number of slots; see :class:`netslot.policy.base.Die`."""
+
+    section: RatesSection
+    inner: bool
+    table: NftablesDie | None
+
+    @property
+    def rules(self) -> int:
+        return self.table.rules if self.table else 0
+
+    @property
+    def fallback(self) -> str | None:
+        return self.table.fallback if self.table else None
+
+    def stamp(self, values: Values) -> None:
+        self._set_queues(values)
+        if self.table:
+            self.table.stamp({**values, **numbers(self.section, values)})
+
+    def bind(self, values: Values, parameters: Parameters) -> None:
+        """Change limits in place: queues keep their packets, and connections that are open stay."""
+        self._set_queues(values)
+        if self.table:
+            self.table.bind({**values, **numbers(self.section, values)}, {})
+
+    def read(self, values: Values, parameters: Parameters) -> list[Difference]:
+        differences: list[Difference] = []
+        with netlink.Socket() as sock:
+            for shape in self.queues(values):
+                present = [q for q in tc.queues(sock, socket.if_nametoindex(shape.link)) if q.kind == "tbf"]
+                if not present:
+                    differences.append(Difference(f"rates {shape.link}", "the token bucket is missing"))
+                elif present[0].rate != shape.rate:
+                    what = f"{present[0].rate * 8} bits a second, not {shape.rate * 8}"
+                    differences.append(Difference(f"rates {shape.link}", what))
+        if self.table:
+            differences += self.table.read({**values, **numbers(self.section, values)}, {})
+        return differences
+
+    def reset(self, values: Values) -> None:
+        """As after a stamp: full buckets, empty queues, nothing counted."""
+        with netlink.Socket() as sock:
+            shaped = self.queues(values)
+            # A bucket that is only changed keeps its debt.
+            sock.execute([tc.del_root_queue(socket.if_nametoindex(shape.link)) for shape in shaped])
+        self._set_queues(values)
+        if self.table:
+            self.table.reset({**values, **numbers(self.section, values)})
+
+    def queues(self, values: Values) -> list[_Shape]:
+        """The token buckets of one slot."""
+        found: list[_Shape] = []
+        directions = [("egress", self.section.egress, values["uplink_if"])]
+        if self.inner:
+            directions.append(("ingress", self.section.ingress, values["guest_if"]))
+        for name, rate, link in directions:
+            if rate.bandwidth is not None:
+                amounts = _bandwidth(rate, values, name)
+                found.append(_Shape(link, amounts[0], amounts[1], amounts[1] + int(amounts[0] * _QUEUE_SECONDS)))
+        return found
+
+    def _set_queues(self, values: Values) -> None:
+        shapes = self.queues(values)
+        if not shapes:
+            return
+        with netlink.Socket() as sock:
+            requests = [
+                tc.set_token_bucket(socket.if_nametoindex(shape.link), shape.rate, shape.burst, shape.limit)
+                for shape in shapes
+            ]
+            sock.execute(requests)
+
+
+def _amount(value: Quantity, values: Values, key: str) -> int:
+    number = render(value, values, file="[rates]") if isinstance(value, str) else value
+    return quantity(number, key=key.replace("rates_", "rates."))
+
+
+def _bandwidth(rate: Rate, values: Values, name: str) -> tuple[int, int]:
+    """Bytes a second, and the burst in bytes."""
+    bits = _amount(rate.bandwidth or 0, values, f"rates.{name}.bandwidth")
+    size = max(1, bits // 8)
+    if rate.burst is None:
+        return size, max(_LEAST_BURST, size // 100)
+    return size, _amount(rate.burst, values, f"rates.{name}.burst")
+
+
+def numbers(section: RatesSection, values: Values) -> dict[str, str]:
+    """One slot's values of the variables that :func:`nft_text` uses."""
+    given = {
+        "rates_egress_packets": section.egress.packets,
+        "rates_egress_packets_burst": section.egress.packet_burst,
+        "rates_ingress_packets": section.ingress.packets,
+        "rates_ingress_packets_burst": section.ingress.packet_burst,
+        "rates_new_connections": section.new_connections,
+        "rates_new_connections_burst": section.new_connections_burst,
+        "rates_connections": section.connections,
+    }
+    found = {key: _amount(value, values, key) for key, value in given.items() if value is not None}
+    for key in ("rates_egress_packets", "rates_ingress_packets"):
+        if key in found:
+            found.setdefault(f"{key}_burst", max(16, found[key] // 10))
+    if "rates_new_connections" in found:
+        found.setdefault("rates_new_connections_burst", max(1, found["rates_new_connections"]))
+    if section.ingress.bandwidth is not None:
+        size, burst = _bandwidth(section.ingress, values, "ingress")
+        found |= {"rates_ingress_bytes": size, "rates_ingress_bytes_burst": burst}
+    return {key: str(number) for key, number in found.items()}
+
+
+def nft_text(section: RatesSection, *, inner: bool) -> str:
+    """The table as nft reads it, with variables for all numbers; empty when nothing is limited by it.
+
+    ``inner`` says that the slot has an inner link, which shapes what goes to the workload.
+    """
+
+    def over(name: str, unit: str = "", burst: str = " packets") -> str:
+        return f"limit rate over ${{rates_{name}}}{unit}/second burst ${{rates_{name}_burst}}{burst} counter drop"
+
+    police: list[str] = []
+    out: list[str] = []
+    admit: list[str] = []
+    if section.ingress.packets is not None:
+        police.append(f'iifname "${{uplink_if}}" {over("ingress_packets")}')
+    if section.ingress.bandwidth is not None and not inner:
+        police.append(f'iifname "${{uplink_if}}" {over("ingress_bytes", " bytes", " bytes")}')
+    if section.egress.packets is not None:
+        out.append(f'oifname "${{uplink_if}}" {over("egress_packets")}')
+    if section.new_connections is not None:
+        admit.append(over("new_connections"))
+    if section.connections is not None:
+        admit.append("ct count over ${rates_connections} counter drop")
+    return _table(police, out, admit)
+
+
+def _table(police: list[str], out: list[str], admit: list[str]) -> str:
+    """Connections are judged where they enter the slot: from a link, or from a process in it; loopback is free."""
+    chains: list[str] = []
+    if admit:
+        chains.append(_chain("admit", "", admit))
+        local = ['oifname != "lo" ct state new jump admit']
+        chains.append(_chain("local", "type filter hook output priority -150;", local))
+        police = [*police, 'iifname != "lo" ct state new jump admit']
+    if police:
+        chains.append(_chain("enter", "type filter hook prerouting priority -150;", police))
+    if out:
+        chains.append(_chain("leave", "type filter hook postrouting priority 300;", out))
+    return f"table inet {TABLE} {{\n{''.join(chains)}}}\n" if chains else ""
+
+
+def _chain(name: str, hook: str, rules: list[str]) -> str:
+    lines = [hook, *rules] if hook else rules
+    return f"\tchain {name} {{\n" + "".join(f"\t\t{line}\n" for line in lines) + "\t}\n"
