@@ -28,18 +28,21 @@ _PER_CLASS = tuple(name for name in ClassSection.__struct_fields__ if name != "s
 """Sections that a class takes from the host; it may replace their keys one by one, and rules as a whole."""
 
 
-def load(file: str | Path) -> HostSpec:
-    """Read and check a spec file. SpecError names file, line and key of everything that is wrong."""
+def load(file: str | Path, *, slots: int | None = None) -> HostSpec:
+    """Read and check a spec file. SpecError names file, line and key of everything that is wrong.
+
+    ``slots`` stands in for the file's own number, in a spec without classes.
+    """
     path = Path(file)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise SpecError(f"cannot read the spec: {reason}", file=str(path), hint="netslot reads TOML files") from error
-    return parse(text, path)
+    return parse(text, path, slots=slots)
 
 
-def parse(text: str, path: Path) -> HostSpec:
+def parse(text: str, path: Path, *, slots: int | None = None) -> HostSpec:
     """As :func:`load`, for a text that is or would be the content of ``path``."""
     try:
         raw = tomllib.loads(text)
@@ -47,6 +50,8 @@ def parse(text: str, path: Path) -> HostSpec:
         message, _, place = str(error).partition(" (at ")
         line = re.match(r"line (\d+)", place)
         raise SpecError(f"no valid TOML: {message}", file=str(path), line=int(line[1]) if line else None) from error
+    if slots is not None:
+        raw["slots"] = slots
     problems = Problems(str(path), key_lines(text))
     document = convert(raw, Document, (), problems)
     problems.raise_any()

@@ -28,6 +28,14 @@ def test_the_least_spec_is_four_lines() -> None:
     assert host.classes["default"].guest_interface == "tap0"
 
 
+def test_the_number_of_slots_can_be_given_by_the_caller() -> None:
+    assert parse(GOOD, Path("netslot.toml"), slots=7).slots == 7
+    with pytest.raises(SpecError, match="pairs"):
+        parse(GOOD, Path("netslot.toml"), slots=70_000)
+    with pytest.raises(SpecError, match="each class says"):
+        parse(GOOD[10:] + "[class.a]\nslots = 1\n", Path("netslot.toml"), slots=7)
+
+
 @pytest.mark.parametrize(
     ("text", "line", "key", "message"),
     [
