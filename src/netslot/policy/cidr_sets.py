@@ -173,14 +173,24 @@ def _words(key: tuple[int, int, bytes]) -> str:
     return f"{socket.inet_ntop(socket.AF_INET if bits == 32 else socket.AF_INET6, raw)}/{length}"
 
 
-def reset(link: netlink.Socket, sets: Sequence[CidrSet], defaults: Mapping[str, Sequence[str]]) -> None:
-    """Bring sets that are :func:`ready` back to ``defaults``, and destroy all others."""
-    content = {each.parameter: defaults.get(each.parameter, ()) for each in sets}
-    changed = {
-        each.parameter
-        for each, header in zip(sets, ipset.headers(link), strict=False)
-        if list(_compare(link, each, header.elements, content[each.parameter], ""))
-    }
-    bind(link, sets, {name: content[name] for name in changed})
+def restore(link: netlink.Socket, sets: Sequence[CidrSet], content: Mapping[str, Sequence[str]]) -> None:
+    """Bring sets whose content is not that of ``content`` back to it; the others are left alone."""
+    if not sets:
+        return
+    elements = {header.name: header.elements for header in ipset.headers(link)}
+    for each in sets:
+        cidrs = content.get(each.parameter, ())
+        if _compare(link, each, elements[each.name], cidrs, ""):
+            bind(link, [each], {each.parameter: cidrs})
+
+
+def reset(link: netlink.Socket, sets: Sequence[CidrSet], content: Mapping[str, Sequence[str]]) -> None:
+    """Bring sets that are :func:`ready` back to ``content``, and destroy all others."""
+    restore(link, sets, content)
     mine = {each.name for each in sets}
     ipset.execute(link, [ipset.destroy(name) for name in ipset.names(link) if name not in mine])
+
+
+def destroy_all(link: netlink.Socket) -> None:
+    """Destroy every set of the namespace; no rule may refer to one."""
+    ipset.execute(link, [ipset.destroy(name) for name in ipset.names(link)])

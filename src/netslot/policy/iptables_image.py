@@ -53,8 +53,10 @@ class Image:
     underflow: tuple[int, ...]
     entries: tuple[Entry, ...]
 
-    def flatten(self, insertions: Mapping[int, Sequence[Entry]] | None = None) -> Flat:
+    def flatten(self, insertions: Mapping[int, Sequence[Entry]] | None = None, written: bytes = b"") -> Flat:
         """The blob, with ``insertions[n]`` put in before entry ``n``.
+
+        ``written`` is this image's own blob after values were written into it; the entries are taken from there.
 
         A jump or hook to entry ``n`` meets what was put in before it: that is the same chain's rule. A chain's
         end (underflow) stays the entry itself, so that what was put in before it is still part of the chain.
@@ -64,18 +66,23 @@ class Image:
         first: list[int] = []  # by entry number: offset of what was put in before it, else of itself
         own: list[int] = []
         starts: list[int] = []
-        at = 0
+        content: list[bytes] = []
+        at = read = 0
         for number, entry in enumerate(self.entries):
             first.append(at)
             for extra in put_in.get(number, ()):
                 order.append(extra)
                 starts.append(at)
+                content.append(extra.data)
                 at += len(extra.data)
+            size = len(entry.data)
             own.append(at)
             order.append(entry)
             starts.append(at)
-            at += len(entry.data)
-        blob = bytearray(b"".join(entry.data for entry in order))
+            content.append(written[read : read + size] if written else entry.data)
+            at += size
+            read += size
+        blob = bytearray(b"".join(content))
         for start, entry in zip(starts, order, strict=True):
             if entry.jump is not None:
                 goal = start + len(entry.data) if entry.jump == NEXT else first[entry.jump]
@@ -90,9 +97,9 @@ class Image:
         return Flat(self.family, self.table, info, bytes(blob), tuple(starts))
 
 
-def mask(family: Family, blob: bytearray, starts: Sequence[int]) -> bytearray:
-    """Zero what the kernel writes into entries for itself, in place: ``comefrom`` and the counters."""
-    at, length = family.private_at, family.private
+def mask(family: Family, blob: bytearray, starts: Sequence[int], *, counters: bool = True) -> bytearray:
+    """Zero what the kernel writes into entries for itself, in place: ``comefrom`` and, unless told, the counters."""
+    at, length = family.private_at, family.private if counters else 4
     zero = bytes(length)
     for start in starts:
         blob[start + at : start + at + length] = zero
@@ -123,6 +130,11 @@ def take_apart(family: Family, table: str, info: Info, raw: bytes | bytearray) -
         tuple(-1 if offset == NO_HOOK else number[offset] for offset in info.underflow),
         tuple(entries),
     )
+
+
+def image_of(flat: Flat) -> Image:
+    """The entries of a table that is ready for the kernel, or came from there."""
+    return take_apart(flat.family, flat.table, flat.info, flat.blob)
 
 
 def closed(image: Image) -> Flat:

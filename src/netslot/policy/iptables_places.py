@@ -8,6 +8,7 @@ ways in which numbers, addresses and texts are kept. What cannot be explained is
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import re
 import socket
 import struct
@@ -47,7 +48,7 @@ def _network(domain: int, part: str) -> Encoder:
     """Of ``address`` or ``address/length``: its network, mask, or last address, in network byte order."""
 
     def encode(text: str) -> bytes:
-        address, slash, length = text.partition("/")
+        address, slash, _ = text.partition("/")
         if not slash and part == "network":
             return _address(domain, address)
         kind = ipaddress.IPv4Network if domain == socket.AF_INET else ipaddress.IPv6Network
@@ -150,7 +151,7 @@ class Place:
     offsets: tuple[int, ...]
 
     def encode(self, values: Values) -> bytes:
-        """The bytes for ``values``; ValueError when they are not of the kind, or longer than the tool was tried with."""
+        """The bytes for ``values``; ValueError when not of the kind, or longer than what the tool was tried with."""
         raw = ENCODERS[self.encoder](render(self.template, values, file="rule"))
         if len(raw) > self.width:
             raise ValueError(f"longer than {self.width} bytes")
@@ -258,6 +259,19 @@ def _match(
             if all(sample[start : start + width] == part for sample, part in zip(samples, raw, strict=True)):
                 return atom, name, width, start
     return None
+
+
+def merge(places: Iterable[Place]) -> tuple[Place, ...]:
+    """One place for each way of writing; Unexplained when two ways claim the same byte."""
+    joined: dict[tuple[str, str], tuple[int, set[int]]] = {}
+    for place in places:
+        width, offsets = joined.get((place.template, place.encoder), (0, set()))
+        joined[place.template, place.encoder] = max(width, place.width), offsets | set(place.offsets)
+    spans = sorted((offset, offset + width) for width, offsets in joined.values() for offset in offsets)
+    for (_, end), (start, _) in itertools.pairwise(spans):
+        if start < end:
+            raise Unexplained(f"two values share byte {start}")
+    return tuple(Place(*key, width, tuple(sorted(offsets))) for key, (width, offsets) in joined.items())
 
 
 def apply(blob: bytearray, places: Iterable[Place], values: Values) -> bytearray:

@@ -16,6 +16,9 @@ def ladders(value: str, rng: random.Random) -> list[list[str]]:
     The first lists reach for the largest value of the kind, later ones for the smallest, so that what is learnt
     from them holds for all in between.
     """
+    if "," in value:
+        parts = [ladders(part, rng) for part in value.split(",")]
+        return [[",".join(choice) for choice in zip(*ladder, strict=False)] for ladder in zip(*parts, strict=False)]
     for kind in (_integers, _addresses, _macs, _rates):
         found = kind(value, rng)
         if found:

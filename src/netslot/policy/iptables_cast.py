@@ -1,0 +1,308 @@
+"""Cast: have the real tool load a rule file in a scratch namespace, and learn from it what a stamp must write.
+
+One run gives the bytes. A few more, each with one variable changed, show where that variable sits and how it is
+kept (:mod:`netslot.policy.iptables_places`). Runs with many changed at once prove it, byte by byte.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from netslot.errors import KernelError, SpecError, UsageError
+from netslot.kernel import netlink, xtables
+from netslot.policy import cidr_sets, iptables_places, iptables_tool
+from netslot.policy.cidr_sets import CidrSet
+from netslot.policy.iptables_image import Entry, Flat, Image, inserted, mask
+from netslot.policy.iptables_places import Place, Sample, Unexplained, Values
+from netslot.policy.iptables_samples import ladders
+from netslot.policy.iptables_tool import Source
+from netslot.spec.render import variables_in
+
+_PROTOCOLS = ("tcp", "udp", "sctp", "dccp", "udplite")
+_PROOFS = 3
+_ATTEMPTS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class PortRule:
+    """What a line for published ports becomes for one protocol. Places count from the first entry's start."""
+
+    entries: tuple[Entry, ...]
+    blob: bytes
+    places: tuple[Place, ...]
+
+    def entries_for(self, values: Values) -> list[Entry]:
+        blob = bytes(iptables_places.apply(bytearray(self.blob), self.places, values))
+        found, at = [], 0
+        for entry in self.entries:
+            found.append(Entry(blob[at : at + len(entry.data)], entry.jump, entry.verdict_at))
+            at += len(entry.data)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class PortLine:
+    """A line that stands once for each port of ``parameter``; its entries go before entry number ``before``."""
+
+    parameter: str
+    line: int
+    before: int
+    by_protocol: Mapping[str, PortRule]
+
+    def entries_for(self, values: Values, item: str) -> list[Entry]:
+        """The entries of one published port; UsageError when the rule cannot be had for its protocol."""
+        port = iptables_tool.port_values(self.parameter, item)
+        rule = self.by_protocol.get(port[f"{self.parameter}.proto"])
+        if rule is None:
+            known = ", ".join(self.by_protocol)
+            raise UsageError(f"{self.parameter}: {item!r}: line {self.line} is a rule for {known} only")
+        return rule.entries_for({**values, **port})
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How to make one table for any slot."""
+
+    image: Image
+    base: Flat
+    places: tuple[Place, ...]
+    lines: tuple[PortLine, ...]
+    variables: frozenset[str]
+    """The slot's own values that the table depends on."""
+
+    def build(self, values: Values, parameters: Mapping[str, Sequence[str]]) -> Flat:
+        """The table for one slot; ValueError for a value beyond what the tool was tried with."""
+        base = self.base
+        blob = base.blob
+        if self.places:
+            blob = bytes(iptables_places.apply(bytearray(blob), self.places, values))
+        put_in: dict[int, list[Entry]] = {}
+        for line in self.lines:
+            for item in parameters.get(line.parameter, ()):
+                put_in.setdefault(line.before, []).extend(line.entries_for(values, item))
+        if put_in:
+            return self.image.flatten(put_in, blob)
+        return Flat(base.family, base.table, base.info, blob, base.starts)
+
+
+@dataclass(frozen=True, slots=True)
+class Casting:
+    """One rule file, cast: a recipe for each table, or why there is none. ``pinned`` values cannot be changed."""
+
+    source: Source
+    recipes: tuple[Recipe, ...]
+    pinned: Mapping[str, str]
+    fallback: str | None
+
+
+class Press:
+    """Runs the tool in the scratch namespace that the thread is in; ``sets`` must be there already."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def run(self, values: Values, items: Mapping[int, Sequence[Values]] | None = None) -> dict[str, Image]:
+        """The tables that the tool makes. SpecError when it refuses."""
+        iptables_tool.load(self.source, self.source.render(values, items))
+        return iptables_tool.read_back(self.source)
+
+    def attempt(self, values: Values, items: Mapping[int, Sequence[Values]] | None = None) -> dict[str, Image] | None:
+        """As :meth:`run`, with None for values that the tool refuses."""
+        try:
+            return self.run(values, items)
+        except SpecError:
+            return None
+
+
+def cast_file(source: Source, samples: Sequence[Values]) -> Casting:
+    """Cast one rule file in the scratch namespace that the thread is in, which has the sets that it names.
+
+    ``samples`` are the values of at least one slot; those of several make the proof stronger. SpecError when the
+    tool refuses the file for the first of them.
+    """
+    press = Press(source)
+    base = press.run(samples[0])
+    rng = random.Random(source.text)
+    names = sorted(variables_in(source.fixed))
+    tried = {name: _variants(press, samples, name, rng) for name in names}
+    pinned = {name: samples[0][name] for name, runs in tried.items() if not runs}
+    try:
+        lines = _port_lines(press, samples[0], base, rng, pinned)
+        recipes = _recipes(source, base, samples, tried, pinned, lines)
+        _prove(press, samples, tried, recipes, rng)
+    except Unexplained as reason:
+        return Casting(source, (), pinned, f"{source.file}: {reason}")
+    return Casting(source, recipes, pinned, None)
+
+
+Run = tuple[Values, dict[str, Image]]
+
+
+def _variants(press: Press, samples: Sequence[Values], name: str, rng: random.Random) -> list[Run]:
+    """What the tool makes of other values of one variable; [] when it takes no other."""
+    value = samples[0][name]
+    others = dict.fromkeys(sample[name] for sample in (*samples[1:3], samples[-1]) if sample[name] != value)
+    runs: list[Run] = []
+    for ladder in [[other] for other in others] + ladders(value, rng):
+        for candidate in ladder:
+            values: Values = {**samples[0], name: candidate}
+            images = press.attempt(values)
+            if images is not None:
+                runs.append((values, images))
+                break
+    return runs
+
+
+def _recipes(
+    source: Source,
+    base: Mapping[str, Image],
+    samples: Sequence[Values],
+    tried: dict[str, list[Run]],
+    pinned: dict[str, str],
+    lines: Mapping[str, Sequence[PortLine]],
+) -> tuple[Recipe, ...]:
+    """A recipe for each table. A variable that is not understood is pinned if it is the same in all samples."""
+    atoms = iptables_places.atoms(source.fixed)
+    flats = {table: base[table].flatten() for table in source.tables}
+    places: dict[str, list[Place]] = {table: [] for table in source.tables}
+    for name in [name for name, runs in tried.items() if runs]:
+        own = [atom for atom in atoms if name in variables_in(atom)]
+        try:
+            for table, flat in flats.items():
+                others = [Sample(run, images[table].flatten().blob) for run, images in tried[name]]
+                places[table] += iptables_places.explain(Sample(samples[0], flat.blob), others, own)
+        except Unexplained:
+            if any(sample[name] != samples[0][name] for sample in samples):
+                raise
+            pinned[name] = samples[0][name]
+            tried[name] = []
+    return tuple(
+        Recipe(base[table], flat, iptables_places.merge(places[table]), own_lines, _names(places[table], own_lines))
+        for table, flat in flats.items()
+        for own_lines in [tuple(lines.get(table, ()))]
+    )
+
+
+def _names(places: Iterable[Place], lines: Iterable[PortLine]) -> frozenset[str]:
+    rules = (rule for line in lines for rule in line.by_protocol.values())
+    every = [*places, *(place for rule in rules for place in rule.places)]
+    return frozenset(name for place in every for name in variables_in(place.template))
+
+
+def _port_lines(
+    press: Press, values: Values, base: Mapping[str, Image], rng: random.Random, pinned: dict[str, str]
+) -> dict[str, list[PortLine]]:
+    """By table, every line that stands for published ports."""
+    found: dict[str, list[PortLine]] = {}
+    for index, parameter in press.source.port_lines.items():
+        line = press.source.lines[index]
+        any_protocol = f"{parameter}.proto" not in variables_in(line)
+        rules: dict[str, PortRule] = {}
+        place: tuple[str, int] | None = None
+        for protocol in _PROTOCOLS[:1] if any_protocol else _PROTOCOLS:
+            port = {f"{parameter}.proto": protocol, f"{parameter}.outer": "20001", f"{parameter}.inner": "10002"}
+            if any_protocol or protocol in _PROTOCOLS[:1]:
+                press.run(values, {index: [port]})  # a refusal here is the user's error, and is raised
+            rule = _port_rule(press, {**values, **port}, base, index, rng, pinned)
+            if rule is not None:
+                table, before, rules[protocol] = rule
+                place = place or (table, before)
+                if place != (table, before):
+                    raise Unexplained(f"line {index + 1} goes to another place for {protocol}")
+        if place is None:
+            raise Unexplained(f"line {index + 1} makes no rule of its own")
+        by_protocol = dict.fromkeys(_PROTOCOLS, rules["tcp"]) if any_protocol else rules
+        found.setdefault(place[0], []).append(PortLine(parameter, index + 1, place[1], by_protocol))
+    return found
+
+
+def _port_rule(
+    press: Press, values: Values, base: Mapping[str, Image], index: int, rng: random.Random, pinned: dict[str, str]
+) -> tuple[str, int, PortRule] | None:
+    """(table, entry number, rule) of one line for one protocol; None when the tool does not take that protocol."""
+    line = press.source.lines[index]
+    fixed = variables_in(press.source.fixed)
+
+    def run(changed: Values, without: Mapping[str, Image] | None) -> tuple[str, int, tuple[Entry, ...]] | None:
+        images = press.attempt(changed, {index: [changed]})
+        if images is None or without is None:
+            return None
+        runs = [(table, inserted(without[table], images[table])) for table in images]
+        changes = [(table, part) for table, part in runs if part is None or part[1]]
+        if len(changes) != 1 or changes[0][1] is None:
+            raise Unexplained(f"line {index + 1} changes more than its own place")
+        return changes[0][0], *changes[0][1]
+
+    first = run(values, base)
+    if first is None:
+        return None
+    table, before, entries = first
+    sample = Sample(values, b"".join(entry.data for entry in entries))
+    places: list[Place] = []
+    for name in sorted(variables_in(line) - pinned.keys()):
+        others = []
+        for ladder in [] if name.endswith(".proto") else ladders(values[name], rng):
+            for candidate in ladder:
+                changed = {**values, name: candidate}
+                made = run(changed, press.attempt(changed) if name in fixed else base)
+                if made is not None:
+                    others.append(Sample(changed, b"".join(entry.data for entry in made[2])))
+                    break
+        if not others and not name.endswith(".proto"):
+            pinned[name] = values[name]
+        atoms = [atom for atom in iptables_places.atoms(line) if name in variables_in(atom)]
+        places += iptables_places.explain(sample, others, atoms)
+    return table, before, PortRule(entries, sample.blob, iptables_places.merge(places))
+
+
+def _prove(
+    press: Press,
+    samples: Sequence[Values],
+    tried: Mapping[str, Sequence[Run]],
+    recipes: Sequence[Recipe],
+    rng: random.Random,
+) -> None:
+    """Compare the recipes with the tool for the samples, and for random mixtures of all values that it took."""
+    for values in samples[1:]:
+        _compare(press.run(values), recipes, values)
+    choices = {name: [samples[0][name], *(run[name] for run, _ in runs)] for name, runs in tried.items()}
+    proven = 0
+    for _ in range(_ATTEMPTS if any(tried.values()) else 0):
+        values = {**samples[0], **{name: rng.choice(options) for name, options in choices.items()}}
+        images = press.attempt(values)
+        if images is not None:
+            _compare(images, recipes, values)
+            proven += 1
+        if proven == _PROOFS:
+            return
+
+
+def _compare(images: Mapping[str, Image], recipes: Sequence[Recipe], values: Values) -> None:
+    for recipe in recipes:
+        wanted = images[recipe.image.table].flatten()
+        try:
+            made = recipe.build(values, {})
+        except ValueError as error:
+            raise Unexplained(f"a value cannot be written: {error}") from error
+        if (made.blob, made.info) != (wanted.blob, wanted.info):
+            raise Unexplained(f"table {recipe.image.table} comes out otherwise for other values")
+
+
+def prove_replay(flats: Iterable[Flat], sets: Sequence[CidrSet]) -> str | None:
+    """Stamp into the new namespace that the thread is in and read back; why the bytes differ, or None."""
+    with netlink.Socket(netlink.NETLINK_NETFILTER) as link:
+        cidr_sets.create(link, sets, {})
+    for flat in flats:
+        family, table = flat.family, flat.table
+        with xtables.open_socket(family) as sock:
+            try:
+                present = xtables.get_info(sock, family, table).entries
+                xtables.replace(sock, family, table, flat.info, flat.blob, present)
+                info, raw = xtables.read_table(sock, family, table)
+            except KernelError as error:
+                return f"the kernel does not take table {table} back: {error}"
+        if info != flat.info or mask(family, raw, flat.starts) != flat.blob:
+            return f"the kernel gives table {table} back otherwise than it was stamped"
+    return None
