@@ -6,6 +6,7 @@ are listed and destroyed. Rules refer to a set by its *index*; a swap exchanges 
 
 from __future__ import annotations
 
+import ctypes
 import socket
 import struct
 from collections.abc import Iterable, Sequence
@@ -22,11 +23,10 @@ FAMILY_IPV4: Final = socket.AF_INET
 FAMILY_IPV6: Final = socket.AF_INET6
 
 _SUBSYSTEM = 6 << 8  # NFNL_SUBSYS_IPSET
-_CREATE, _DESTROY, _FLUSH, _SWAP, _LIST, _ADD, _GET_BYNAME = 2, 3, 4, 6, 7, 9, 14
+_CREATE, _DESTROY, _FLUSH, _SWAP, _LIST, _ADD = 2, 3, 4, 6, 7, 9
 
 _A_PROTOCOL, _A_SETNAME, _A_TYPENAME, _A_REVISION, _A_FAMILY, _A_FLAGS, _A_DATA, _A_ADT, _A_LINENO = range(1, 10)
 _A_SETNAME2 = _A_TYPENAME
-_A_INDEX = 11
 _D_IP, _D_CIDR = 1, 3
 _D_HASHSIZE, _D_MAXELEM, _D_ELEMENTS = 18, 19, 24
 _IP_V4, _IP_V6 = 1, 2
@@ -35,10 +35,17 @@ _NET_BYTEORDER = 0x4000
 _FLAG_LIST_SETNAME = 1 << 1
 _FLAG_LIST_HEADER = 1 << 2
 
-_HEADER = netlink.attr_u8(_A_PROTOCOL, 7)
+_PROTOCOL = 7
+_HEADER = netlink.attr_u8(_A_PROTOCOL, _PROTOCOL)
+_SO_IP_SET = 83
+_OP_GET_BYINDEX = 7
+_BY_INDEX = struct.Struct("=IIH30x")  # struct ip_set_req_get_set
 _ATTR = struct.Struct("=HH")
 _ADT_LIMIT = 65_000  # an attribute's length is 16 bits wide
 _BUCKET = 4  # elements a hash bucket may grow to before the table does; AHASH_INIT_SIZE is 2, the default maximum 12
+
+_getsockopt = ctypes.CDLL(None, use_errno=True).getsockopt
+_getsockopt.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 
 _ERRORS: Final = {
     4097: "this kernel speaks another protocol",
@@ -140,17 +147,18 @@ def execute(socket_: netlink.Socket, requests: Iterable[Request]) -> None:
     _execute(socket_, group)
 
 
-def index(socket_: netlink.Socket, name: str) -> int | None:
-    """The number by which rules know the set, or None when there is no such set."""
-    request = _request(_GET_BYNAME, 0, netlink.attr_str(_A_SETNAME, name), f"ipset look up {name}")
-    try:
-        answers = socket_.execute([request])
-    except KernelError as error:
-        if error.errno == 2:
-            return None
-        raise _explained(error) from error
-    found: int = struct.unpack(">H", netlink.parse_attrs(answers[0].payload, 4)[_A_INDEX])[0]
-    return found
+def name_at(sock: socket.socket, index: int) -> str:
+    """The name of the set that rules know as ``index``, empty when there is none; ``sock`` is any IPv4 socket.
+
+    A new set takes the lowest free index (ip_set_create), so the one behind the known sets gives away any other.
+    """
+    buffer = bytearray(_BY_INDEX.size)
+    _BY_INDEX.pack_into(buffer, 0, _OP_GET_BYINDEX, _PROTOCOL, index)
+    length = ctypes.c_uint(len(buffer))
+    data = (ctypes.c_char * len(buffer)).from_buffer(buffer)
+    if _getsockopt(sock.fileno(), socket.SOL_IP, _SO_IP_SET, data, ctypes.byref(length)) == -1:
+        raise KernelError("ipset look up", ctypes.get_errno())
+    return buffer[8:].split(b"\0", 1)[0].decode(errors="replace")
 
 
 def names(socket_: netlink.Socket) -> list[str]:

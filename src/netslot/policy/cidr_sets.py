@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Final
 
@@ -55,7 +56,7 @@ def encode(cidrs: Sequence[str], version: int) -> list[bytes]:
     A prefix of length 0, which ``hash:net`` has no room for, becomes its two halves.
     """
     forms = _FORMS[version]
-    domain, foreign = (socket.AF_INET, ":") if version == 4 else (socket.AF_INET6, ".")
+    domain = socket.AF_INET if version == 4 else socket.AF_INET6
     top, pton = str(len(forms) - 1), socket.inet_pton
     found = []
     for cidr in cidrs:
@@ -74,7 +75,6 @@ def encode(cidrs: Sequence[str], version: int) -> list[bytes]:
         except (OSError, ValueError, IndexError) as error:
             raise UsageError(f"not a CIDR: {cidr!r}", hint="write it as 203.0.113.0/24 or 2001:db8::/32") from error
         found.append(before + raw + behind)
-    del foreign
     return found
 
 
@@ -88,18 +88,24 @@ def create(link: netlink.Socket, sets: Sequence[CidrSet], content: Mapping[str, 
     requests = []
     for each in sets:
         elements = encode(content.get(each.parameter, ()), each.version)
-        requests.append(ipset.create(each.name, each.family, len(elements)))
-        requests += ipset.add(each.name, each.family, elements)
+        requests += _filled(each.name, each.family, elements)
     ipset.execute(link, requests)
-    if not ready(link, sets):
+    if not ready(sets):
         raise KernelError(
             "ipset create", 16, detail="other sets hold the places that the rules count on", hint="reset the slot"
         )
 
 
-def ready(link: netlink.Socket, sets: Sequence[CidrSet]) -> bool:
-    """Whether every set is there, with the index that the rules know it by."""
-    return all(ipset.index(link, each.name) == number for number, each in enumerate(sets))
+def ready(sets: Sequence[CidrSet]) -> bool:
+    """Whether every set is there, with the index that the rules know it by; costs a microsecond or two a set."""
+    with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)) as sock:
+        return all(ipset.name_at(sock, number) == each.name for number, each in enumerate(sets))
+
+
+def any_other(sets: Sequence[CidrSet]) -> bool:
+    """Whether the namespace has a set that was made after these; one of several may be missed if others went."""
+    with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)) as sock:
+        return ipset.name_at(sock, len(sets)) != ""
 
 
 def bind(link: netlink.Socket, sets: Sequence[CidrSet], content: Mapping[str, Sequence[str]]) -> None:
@@ -108,35 +114,35 @@ def bind(link: netlink.Socket, sets: Sequence[CidrSet], content: Mapping[str, Se
         if each.parameter not in content:
             continue
         elements = encode(content[each.parameter], each.version)
-        fill = [
-            ipset.create(FILLING, each.family, len(elements)),
-            *ipset.add(FILLING, each.family, elements),
-            ipset.swap(each.name, FILLING),
-            ipset.destroy(FILLING),
-        ]
         try:
-            ipset.execute(link, fill)
-        except KernelError:
+            # Not in one go: the kernel would carry out the swap also after an addition that failed.
+            ipset.execute(link, [ipset.destroy(FILLING, missing_ok=True), *_filled(FILLING, each.family, elements)])
+            ipset.execute(link, [ipset.swap(each.name, FILLING)])
+        finally:
             ipset.execute(link, [ipset.destroy(FILLING, missing_ok=True)])
-            ipset.execute(link, fill)
 
 
-def read(
-    link: netlink.Socket, sets: Sequence[CidrSet], content: Mapping[str, Sequence[str]], *, where: str = "ipset"
-) -> list[Difference]:
-    """Compare the sets of the namespace with ``content`` by parameter."""
+def _filled(name: str, family: int, elements: Sequence[bytes]) -> list[netlink.Request]:
+    return [ipset.create(name, family, len(elements)), *ipset.add(name, family, elements)]
+
+
+def read(sets: Sequence[CidrSet], content: Mapping[str, Sequence[str]], *, where: str = "ipset") -> list[Difference]:
+    """Compare the sets of the calling thread's namespace with ``content`` by parameter."""
+    if not sets and not any_other(sets):
+        return []
     found = []
-    headers = {header.name: header for header in ipset.headers(link)}
-    for each in sets:
-        header = headers.pop(each.name, None)
-        if header is None:
-            found.append(Difference(f"{where} {each.name}", "missing"))
-        elif header.type != "hash:net" or header.family != each.family:
-            found.append(Difference(f"{where} {each.name}", f"is a {header.type}, should be hash:net"))
-        else:
-            found += _compare(link, each, header.elements, content.get(each.parameter, ()), where)
+    with netlink.Socket(netlink.NETLINK_NETFILTER) as link:
+        headers = {header.name: header for header in ipset.headers(link)}
+        for each in sets:
+            header = headers.pop(each.name, None)
+            if header is None:
+                found.append(Difference(f"{where} {each.name}", "missing"))
+            elif header.type != "hash:net" or header.family != each.family:
+                found.append(Difference(f"{where} {each.name}", f"is a {header.type}, should be hash:net"))
+            else:
+                found += _compare(link, each, header.elements, content.get(each.parameter, ()), where)
     found += [Difference(f"{where} {name}", "a set that the template does not have") for name in headers]
-    if not found and sets and not ready(link, sets):
+    if not found and not ready(sets):
         found.append(Difference(where, "the sets are not in the order that the rules count on"))
     return found
 
@@ -146,31 +152,30 @@ def _compare(
 ) -> Iterable[Difference]:
     if not cidrs and not elements:
         return []
-    wanted = {_masked(raw) for raw in (element[4:] for element in encode(cidrs, each.version))}
-    present = {_masked(raw) for raw in ipset.elements(link, each.name)}
+    wanted = {_key(element[4:], each.version) for element in encode(cidrs, each.version)}
+    present = {_key(raw, each.version) for raw in ipset.elements(link, each.name)}
     place = f"{where} {each.name}"
     missing, added = wanted - present, present - wanted
-    found = [Difference(place, f"element {_words(key)} missing") for key in sorted(missing)[:10]]
-    found += [Difference(place, f"element {_words(key)} added") for key in sorted(added)[:10]]
+    found = [Difference(place, f"element {_words(key, each.version)} missing") for key in sorted(missing)[:10]]
+    found += [Difference(place, f"element {_words(key, each.version)} added") for key in sorted(added)[:10]]
     rest = max(0, len(missing) - 10) + max(0, len(added) - 10)
     if rest:
         found.append(Difference(place, f"{rest} more elements differ"))
     return found
 
 
-def _masked(raw: bytes) -> tuple[int, int, bytes]:
-    """(bits, prefix length, network) of an element's attributes."""
-    attributes = netlink.parse_attrs(raw)
-    address = next(iter(netlink.parse_attrs(attributes[1]).values()))
-    bits = 8 * len(address)
-    length = attributes[3][0] if 3 in attributes else bits
-    number = int.from_bytes(address, "big") >> (bits - length) << (bits - length)
-    return bits, length, number.to_bytes(len(address), "big")
+def _key(raw: bytes, version: int) -> tuple[int, int]:
+    """(network as a number, prefix length) of an element's attributes, ours or the kernel's."""
+    # Both write the address first and the prefix length behind it, as element_form does.
+    size = 4 if version == 4 else 16
+    length = raw[12 + size]
+    shift = 8 * size - length
+    return int.from_bytes(raw[8 : 8 + size], "big") >> shift << shift, length
 
 
-def _words(key: tuple[int, int, bytes]) -> str:
-    bits, length, raw = key
-    return f"{socket.inet_ntop(socket.AF_INET if bits == 32 else socket.AF_INET6, raw)}/{length}"
+def _words(key: tuple[int, int], version: int) -> str:
+    size, domain = (4, socket.AF_INET) if version == 4 else (16, socket.AF_INET6)
+    return f"{socket.inet_ntop(domain, key[0].to_bytes(size, 'big'))}/{key[1]}"
 
 
 def restore(link: netlink.Socket, sets: Sequence[CidrSet], content: Mapping[str, Sequence[str]]) -> None:

@@ -144,13 +144,12 @@ class IptablesDie:
             if mine or foreign:
                 with closing(xtables.open_socket(family)) as sock:
                     found += self._read_family(sock, mine, foreign)
-        with netlink.Socket(netlink.NETLINK_NETFILTER) as link:
-            return found + cidr_sets.read(link, self._sets, content)
+        return found + cidr_sets.read(self._sets, content)
 
     def reset(self, values: Values) -> None:
         """Bring tables, counters, limits and sets back to a fresh stamp's; what is right already is left alone."""
         with netlink.Socket(netlink.NETLINK_NETFILTER) as link:
-            whole = cidr_sets.ready(link, self._sets)
+            whole = cidr_sets.ready(self._sets)
             if self._named_state or not whole:
                 _replace_all(self._existing(), iptables_image.closed)
             _replace_all(chain.from_iterable(map(self._foreign_tables, xtables.FAMILIES)), Image.flatten)
@@ -188,7 +187,7 @@ class IptablesDie:
 
     def _bindable(self, recipe: Recipe) -> bool:
         """Whether ``bind`` may have to change the table."""
-        changing = recipe.variables if self._scalars is None else recipe.variables & self._scalars
+        changing = recipe.values if self._scalars is None else recipe.values.keys() & self._scalars
         return bool(recipe.lines or changing)
 
     def _tool_flats(self, values: Values, content: Parameters) -> list[Flat]:

@@ -69,15 +69,17 @@ class Recipe:
     base: Flat
     places: tuple[Place, ...]
     lines: tuple[PortLine, ...]
-    variables: frozenset[str]
-    """The slot's own values that the table depends on."""
+    values: Values
+    """What the base was made with, for each of the slot's own values that the table depends on."""
 
     def build(self, values: Values, parameters: Mapping[str, Sequence[str]]) -> Flat:
         """The table for one slot; ValueError for a value beyond what the tool was tried with."""
         base = self.base
         blob = base.blob
-        if self.places:
-            blob = bytes(iptables_places.apply(bytearray(blob), self.places, values))
+        changed = {name for name, value in self.values.items() if values[name] != value}
+        if changed:
+            places = [place for place in self.places if not changed.isdisjoint(place.names)]
+            blob = bytes(iptables_places.apply(bytearray(blob), places, values))
         put_in: dict[int, list[Entry]] = {}
         for line in self.lines:
             for item in parameters.get(line.parameter, ()):
@@ -179,16 +181,15 @@ def _recipes(
             pinned[name] = samples[0][name]
             tried[name] = []
     return tuple(
-        Recipe(base[table], flat, iptables_places.merge(places[table]), own_lines, _names(places[table], own_lines))
+        Recipe(
+            base[table],
+            flat,
+            iptables_places.merge(places[table]),
+            tuple(lines.get(table, ())),
+            {name: samples[0][name] for place in places[table] for name in place.names},
+        )
         for table, flat in flats.items()
-        for own_lines in [tuple(lines.get(table, ()))]
     )
-
-
-def _names(places: Iterable[Place], lines: Iterable[PortLine]) -> frozenset[str]:
-    rules = (rule for line in lines for rule in line.by_protocol.values())
-    every = [*places, *(place for rule in rules for place in rule.places)]
-    return frozenset(name for place in every for name in variables_in(place.template))
 
 
 def _port_lines(
