@@ -74,7 +74,7 @@ def del_clsact(link: int) -> Request:
     return Request(_DELQDISC, 0, payload, f"tc qdisc del clsact on link {link}", (errno.EINVAL, errno.ENOENT))
 
 
-def set_filter(link: int, hook: int, priority: int, program: int, name: str) -> Request:
+def set_filter(link: int, hook: int, priority: int, program: int, name: str, *, handle: int = 1) -> Request:
     """Attach a program (descriptor) in direct-action mode, or put it in the place of the one at ``priority``.
 
     Replacing is atomic: each packet meets the old program or the new one. Filters run in the order of their
@@ -86,7 +86,7 @@ def set_filter(link: int, hook: int, priority: int, program: int, name: str) -> 
         netlink.attr_str(_BPF_NAME, name),
         netlink.attr_u32(_BPF_FLAGS, _BPF_DIRECT_ACTION),
     )
-    head = _TCMSG.pack(0, link, 1, hook, priority << 16 | _ETH_P_ALL)
+    head = _TCMSG.pack(0, link, handle, hook, priority << 16 | _ETH_P_ALL)
     payload = head + netlink.attr_str(_TCA_KIND, "bpf") + options
     return Request(_NEWTFILTER, _CREATE, payload, f"tc filter {name} on link {link}")
 

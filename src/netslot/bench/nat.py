@@ -1,0 +1,192 @@
+"""Stateless NAT against connection-tracked NAT in the slot: set-up, latency, connections a second, memory."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from typing import Any
+
+from netslot.bench import machine, measure
+from netslot.bench.field import Guest, Place, add_guest, add_place, prepare_root
+from netslot.bench.measure import Client, Samples
+from netslot.bench.shapes import run_tool
+from netslot.bench.statistics import median
+from netslot.bench.tenants import GATEWAY, GUEST, SERVER
+from netslot.errors import UsageError
+from netslot.kernel import netns
+from netslot.policy import bpf, iptables, nat
+from netslot.policy.base import Die, Values
+from netslot.spec.policies import BpfSection
+
+_LINKS = IPv4Address("10.201.0.0")
+_TRACKED = """\
+*nat
+-A POSTROUTING -s ${guest_address}/32 -o up0 -j SNAT --to-source ${address}
+-A PREROUTING -d ${address}/32 -i up0 -j DNAT --to-destination ${guest_address}
+COMMIT
+"""
+_COMMANDS = (
+    "iptables-legacy -t nat -A POSTROUTING -s {guest} -o up0 -j SNAT --to-source {own}",
+    "iptables-legacy -t nat -A PREROUTING -d {own} -i up0 -j DNAT --to-destination {guest}",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """``samples`` connects of each kind; ``connections`` flows for the memory; ``setups`` slots of each kind."""
+
+    samples: int = 1000
+    rounds: int = 10
+    connections: int = 20_000
+    setups: int = 100
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if min(self.samples, self.rounds, self.connections, self.setups) < 1 or self.connections > 40_000:
+            raise UsageError("samples, rounds and setups must be 1 or more, connections 1 to 40,000")
+
+
+@dataclass(slots=True)
+class _Kind:
+    """One way of NAT, with a slot of its own and a guest behind it."""
+
+    name: str
+    die: Die
+    guest: Guest
+    samples: Samples = field(default_factory=Samples)
+    rates: list[float] = field(default_factory=list)
+    setup_us: list[float] = field(default_factory=list)
+    bytes_per_connection: float = 0.0
+
+    def result(self) -> dict[str, Any]:
+        return {
+            "nat": self.name,
+            "setup_us": round(median(self.setup_us), 1),
+            **{key: value for key, value in self.samples.summary(0).items() if key != "slot"},
+            "connections_per_second": round(median(self.rates)),
+            "bytes_per_connection": round(self.bytes_per_connection),
+        }
+
+
+def measure_nat(plan: Plan, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """Measure on the stage that the calling process is on.
+
+    ``{"machine", "kinds": [{"nat", "setup_us", "p50_us", "p99_us", "connections_per_second",
+    "bytes_per_connection", ...}], "iptables_us"}``: the last is what running `iptables` for the same NAT takes.
+    """
+    facts = machine.facts()
+    with netns.Worker(name="netslot-bench") as worker:
+        return {"machine": facts, **worker.run(_run, plan, say)}
+
+
+def _run(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
+    prepare_root()
+    samples = [_values(number) for number in (1, 77, 5002)]
+    dies: dict[str, Die] = {
+        "bpf": bpf.cast(BpfSection(), nat=True, values=samples[0], defaults={}),
+        "nftables": nat.cast(samples),
+        "conntrack": iptables.cast(_TRACKED, samples=samples, file="bench.rules"),
+    }
+    kinds = [_furnish(name, die, number) for number, (name, die) in enumerate(dies.items(), 1)]
+    tool = _time_setups(plan, kinds)
+    say(f"{plan.setups} slots of each kind set up")
+    client = Client()
+    measure.pin_thread()
+    try:
+        dice = random.Random(plan.seed)
+        for number in range(plan.rounds):
+            guests, taken = [kind.guest for kind in kinds], [kind.samples for kind in kinds]
+            client.block(guests, taken, max(1, plan.samples // plan.rounds), dice, least=5, budget_s=10.0)
+            dice.shuffle(kinds)
+            for kind in kinds:
+                kind.rates.append(_connections_per_second(client, kind.guest))
+            say(f"round {number + 1} of {plan.rounds} measured")
+    finally:
+        client.close()
+    for kind in kinds:
+        kind.bytes_per_connection = _memory(kind.guest, plan.connections)
+    order = list(dies)
+    kinds.sort(key=lambda kind: order.index(kind.name))
+    return {"kinds": [kind.result() for kind in kinds], "iptables_us": round(tool, 1)}
+
+
+def _place(number: int) -> Place:
+    address = _LINKS + 2 * number
+    return Place(f"slot{number}", f"slot{number}", str(address), str(address + 1))
+
+
+def _values(number: int) -> Values:
+    return {
+        "uplink_if": "up0",
+        "guest_if": "tap0",
+        "address": _place(number).address,
+        "root_address": _place(number).root_address,
+        "guest_address": GUEST,
+        "gateway": GATEWAY,
+    }
+
+
+def _furnish(name: str, die: Die, number: int) -> _Kind:
+    add_place(_place(number))
+    guest = add_guest(_place(number), number)
+    _inside(number, die.stamp, _values(number))
+    return _Kind(name, die, guest)
+
+
+def _inside(number: int, act: Callable[[Values], None], values: Values) -> float:
+    """Seconds that ``act`` took in a slot."""
+    inside = netns.open_named(_place(number).netns)
+    try:
+        with netns.entered(inside):
+            start = time.perf_counter()
+            act(values)
+            return time.perf_counter() - start
+    finally:
+        os.close(inside)
+
+
+def _time_setups(plan: Plan, kinds: list[_Kind]) -> float:
+    """Set up each kind in fresh slots, turn by turn; µs that running `iptables` took for the same, at the median."""
+    tool: list[float] = []
+
+    def run_iptables(values: Values) -> None:
+        for command in _COMMANDS:
+            run_tool(command.format(guest=values["guest_address"], own=values["address"]).split(), "")
+
+    number = len(kinds)
+    for turn in range(plan.setups):
+        for kind in kinds:
+            number += 1
+            add_place(_place(number))
+            kind.setup_us.append(_inside(number, kind.die.stamp, _values(number)) * 1e6)
+        if turn < 20:
+            number += 1
+            add_place(_place(number))
+            tool.append(_inside(number, run_iptables, _values(number)) * 1e6)
+    return median(tool)
+
+
+def _connections_per_second(client: Client, guest: Guest, seconds: float = 0.3) -> float:
+    """Connections opened, accepted and closed one after the other."""
+    start = time.perf_counter()
+    count = 0
+    while (took := time.perf_counter() - start) < seconds:
+        client.tcp_connect_us(guest)
+        count += 1
+    return count / took
+
+
+def _memory(guest: Guest, connections: int) -> float:
+    """Bytes of kernel memory per flow that has sent one datagram and whose sockets are closed again."""
+    before = machine.memory_kib("SUnreclaim")
+    with netns.entered(guest.netns):
+        for port in range(20_000, 20_000 + connections):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.bind(("", port))
+                sock.sendto(b"x", (SERVER, 9))
+    return (machine.memory_kib("SUnreclaim") - before) * 1024 / connections
