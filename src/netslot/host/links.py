@@ -36,26 +36,26 @@ def prepare(plan: SlotPlan, sysctls: Sysctls) -> None:
         sysctls.write("net/ipv6/conf/all/disable_ipv6", "1")  # also the default of links that come later
 
 
-def make_uplink(plan: SlotPlan, root: Socket, slot_fd: int) -> None:
-    """The veth to root. A link of that name that a dying slot left behind in root is removed first."""
+def make_uplink(plan: SlotPlan, slot: Socket, root: Socket, root_fd: int) -> None:
+    """The veth to root (``root_fd``). A link of that name that a dying slot left behind there is removed first."""
     values = plan.values
     pair = rt.veth(
-        plan.root_if,
         plan.uplink_if,
-        peer_netns=slot_fd,
-        peer_index=UPLINK,
-        mac=values["root_mac"],
-        peer_mac=values["uplink_mac"],
+        plan.root_if,
+        index=UPLINK,
+        mac=values["uplink_mac"],
         mtu=plan.of.attachment.mtu,
-        group=ROOT_GROUP,
-        alias=plan.tag,
+        peer_netns=root_fd,
+        peer_mac=values["root_mac"],
+        peer_group=ROOT_GROUP,
     )
     try:
-        root.execute([pair])
+        slot.execute([pair])
     except KernelError as error:
         if error.errno != errno.EEXIST:
             raise
-        root.execute([rt.delete_link(0, plan.root_if)._replace(ignore=(errno.ENODEV,)), pair])
+        root.execute([rt.delete_link(0, plan.root_if)._replace(ignore=(errno.ENODEV,))])
+        slot.execute([pair])
 
 
 def make_guest_link(plan: SlotPlan, slot: Socket, inner_fd: int | None) -> None:
@@ -139,6 +139,7 @@ def root_side(plan: SlotPlan, index: int) -> list[Request]:
             mac=values["root_mac"],
             mtu=plan.of.attachment.mtu,
             group=ROOT_GROUP,
+            alias=plan.tag,
             ipv4=_FORWARD,
             quiet_ipv6=plan.ipv6,
         )

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from netslot.errors import KernelError, NetslotError
 from netslot.host import links
-from netslot.host.plan import GUEST, SlotPlan
+from netslot.host.plan import GUEST, LOOPBACK, UPLINK, SlotPlan
 from netslot.kernel import conntrack, netns, sockets
 from netslot.kernel import rtnetlink as rt
 from netslot.kernel.netlink import Socket
@@ -59,6 +59,7 @@ class Workshop:
     """What making slots needs to have open; ``seconds`` holds the time spent by phase since it was made."""
 
     def __init__(self) -> None:
+        self.home = netns.open_own()
         self.root = Socket()
         self._ioctl = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self.sysctls = Sysctls()
@@ -69,6 +70,7 @@ class Workshop:
         self.root.close()
         self._ioctl.close()
         self.sysctls.close()
+        os.close(self.home)
 
     # --- building ------------------------------------------------------------------------------------
 
@@ -82,10 +84,10 @@ class Workshop:
                 with netns.fresh():
                     slot_fd = netns.open_own()
                     self._lap("namespace")
-                    self._furnish(plan, template, slot_fd, inner_fd)
+                    self._furnish(plan, template, inner_fd)
                 self.open_root_side(plan)
                 if inner_fd is not None and plan.inner_netns:
-                    self._finish_inner(plan, inner_fd)
+                    self.finish_inner(plan, inner_fd)
                 netns.pin(plan.netns, slot_fd)
                 self._lap("pin")
             except BaseException:
@@ -105,19 +107,20 @@ class Workshop:
         finally:
             os.close(fd)
 
-    def _finish_inner(self, plan: SlotPlan, inner_fd: int) -> None:
+    def finish_inner(self, plan: SlotPlan, inner_fd: int) -> None:
+        """Configure a container's namespace and pin it in place of the one before."""
         with netns.entered(inner_fd), Socket() as inner:
             inner.execute(links.inner_side(plan))
         assert plan.inner_netns is not None
         netns.unpin(plan.inner_netns)
         netns.pin(plan.inner_netns, inner_fd)
 
-    def _furnish(self, plan: SlotPlan, template: Template, slot_fd: int, inner_fd: int | None) -> None:
+    def _furnish(self, plan: SlotPlan, template: Template, inner_fd: int | None) -> None:
         """Everything inside the slot, which the calling thread is in."""
         links.prepare(plan, self.sysctls)
         self._lap("sysctls")
         with Socket() as slot:
-            links.make_uplink(plan, self.root, slot_fd)
+            links.make_uplink(plan, slot, self.root, self.home)
             self._lap("veth")
             links.make_guest_link(plan, slot, inner_fd)
             self._lap("guest link")
@@ -233,7 +236,7 @@ def _replace_inner(plan: SlotPlan, workshop: Workshop) -> None:
             slot.execute([rt.delete_link(GUEST)._replace(ignore=(errno.ENODEV,))])
             links.make_guest_link(plan, slot, inner_fd)
             slot.execute(links.slot_side(plan))
-        workshop._finish_inner(plan, inner_fd)
+        workshop.finish_inner(plan, inner_fd)
     finally:
         os.close(inner_fd)
 
@@ -241,15 +244,11 @@ def _replace_inner(plan: SlotPlan, workshop: Workshop) -> None:
 def _restore_links(plan: SlotPlan, workshop: Workshop, slot: Socket) -> None:
     """Make again those of the slot's links that are gone. The calling thread is in the slot."""
     there = {link.ifindex: link for link in rt.links(slot)}
-    wanted = {2: plan.uplink_if, GUEST: plan.guest_if}
-    wrong = [link for link in there.values() if link.ifindex != 1 and wanted.get(link.ifindex) != link.name]
+    wanted = {UPLINK: plan.uplink_if, GUEST: plan.guest_if}
+    wrong = [link for link in there.values() if link.ifindex != LOOPBACK and wanted.get(link.ifindex) != link.name]
     slot.execute(rt.delete_link(link.ifindex) for link in wrong)
     names = {link.name for link in there.values() if link not in wrong}
-    slot_fd = netns.open_own()
-    try:
-        if plan.uplink_if not in names:
-            links.make_uplink(plan, workshop.root, slot_fd)
-        if plan.guest_if is not None and plan.guest_if not in names and plan.inner_netns is None:
-            links.make_guest_link(plan, slot, None)
-    finally:
-        os.close(slot_fd)
+    if plan.uplink_if not in names:
+        links.make_uplink(plan, slot, workshop.root, workshop.home)
+    if plan.guest_if is not None and plan.guest_if not in names and plan.inner_netns is None:
+        links.make_guest_link(plan, slot, None)

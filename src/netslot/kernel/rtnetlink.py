@@ -106,34 +106,29 @@ def veth(
     mac: str | None = None,
     peer_mac: str | None = None,
     mtu: int | None = None,
-    group: int | None = None,
-    alias: str | None = None,
+    peer_group: int | None = None,
 ) -> Request:
     """Make a veth pair: ``name`` in the socket's namespace, ``peer`` born in the namespace ``peer_netns`` (fd).
 
-    Both ends start down. An index of 0 lets the kernel choose.
+    Both ends start down. An index of 0 lets the kernel choose; it honours ``peer_index`` only beside an ``index``
+    (veth_newlink() in drivers/net/veth.c).
     """
-    peer_attrs = [attr_str(IFLA_IFNAME, peer)]
+    own, far = [attr_str(IFLA_IFNAME, name)], [attr_str(IFLA_IFNAME, peer)]
     if peer_netns is not None:
-        peer_attrs.append(attr_u32(IFLA_NET_NS_FD, peer_netns))
-    if peer_mac is not None:
-        peer_attrs.append(attr(IFLA_ADDRESS, mac_bytes(peer_mac)))
-    own = [attr_str(IFLA_IFNAME, name)]
-    if mac is not None:
-        own.append(attr(IFLA_ADDRESS, mac_bytes(mac)))
-    if mtu is not None:
-        own.append(attr_u32(IFLA_MTU, mtu))
-        peer_attrs.append(attr_u32(IFLA_MTU, mtu))
-    if group is not None:
-        own.append(attr_u32(IFLA_GROUP, group))
-    peer_body = _IFINFO.pack(0, 0, peer_index, 0, 0) + b"".join(peer_attrs)
+        far.append(attr_u32(IFLA_NET_NS_FD, peer_netns))
+    if peer_group is not None:
+        far.append(attr_u32(IFLA_GROUP, peer_group))
+    for attrs, address in ((own, mac), (far, peer_mac)):
+        if address is not None:
+            attrs.append(attr(IFLA_ADDRESS, mac_bytes(address)))
+        if mtu is not None:
+            attrs.append(attr_u32(IFLA_MTU, mtu))
+    peer_body = _IFINFO.pack(0, 0, peer_index, 0, 0) + b"".join(far)
     info = nested(
         IFLA_LINKINFO,
         attr_str(IFLA_INFO_KIND, "veth"),
         nested(IFLA_INFO_DATA, attr(VETH_INFO_PEER, peer_body)),
     )
-    if alias is not None:
-        own.append(attr(IFLA_IFALIAS, alias.encode()))
     payload = _IFINFO.pack(0, 0, index, 0, 0) + b"".join(own) + info
     return Request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, payload, f"make veth {name} / {peer}")
 
