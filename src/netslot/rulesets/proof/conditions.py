@@ -57,7 +57,7 @@ def depends_on_place(match: m.Match) -> bool:
         return match.module not in CONTENT_ONLY
     if isinstance(match, m.CtState):
         return bool(match.states & {"SNAT", "DNAT"})
-    return type(match) not in _COMPUTED and not isinstance(match, m.TcpOption) or isinstance(match, m.Connmark)
+    return (type(match) not in _COMPUTED and not isinstance(match, m.TcpOption)) or isinstance(match, m.Connmark)
 
 
 def _address(x: m.Address, flow: Flow, _p: Places) -> Truth:

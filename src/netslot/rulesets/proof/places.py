@@ -1,0 +1,241 @@
+"""Who is where: tenants' links and addresses, the host's own addresses, the interfaces to the outside.
+
+A dump holds rules, not links and routes. What it does not hold is assumed here, in one place, and every
+assumption has its sentence in ``Places.assumptions`` for the reader of a proof.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from netslot.rulesets import matches as m
+from netslot.rulesets.model import Dump, Family, Rule
+from netslot.rulesets.proof.terms import Number, Truth, any_of, both, masked_equal, negate
+from netslot.rulesets.tenants import Tenant, TenantAddress
+from netslot.rulesets.values import ALL_ONES, address_text, network_text
+
+Pattern = tuple[int, int]  # value, mask
+
+NOBODY = -1
+
+_UNKNOWN_HOST: Mapping[Family, int] = {4: 0xC6120001, 6: 0x20010002 << 96 | 1}
+"""198.18.0.1 and 2001:2::1, of the benchmarking ranges: stand for a host address that no rule names."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """``gateways[family][tenant]``: the host's addresses on that tenant's link; ``hosts``: its other ones."""
+
+    tenants: tuple[Tenant, ...]
+    gateways: Mapping[Family, tuple[tuple[int, ...], ...]]
+    hosts: Mapping[Family, tuple[int, ...]]
+    outside: tuple[str, ...]
+    groups: Mapping[str, int]
+    guessed: frozenset[Family] = frozenset()
+
+    @cached_property
+    def link_owner(self) -> dict[str, int]:
+        return {name: index for index, tenant in enumerate(self.tenants) for name in tenant.interfaces}
+
+    @cached_property
+    def _by_mask(self) -> dict[Family, list[tuple[int, dict[int, int]]]]:
+        found: dict[Family, dict[int, dict[int, int]]] = {4: {}, 6: {}}
+        for index, tenant in enumerate(self.tenants):
+            for address in tenant.addresses:
+                found[address.family].setdefault(address.mask, {})[address.value] = index
+        return {family: sorted(masks.items(), reverse=True) for family, masks in found.items()}
+
+    def owner_of(self, value: int, mask: int, family: Family) -> int:
+        """The tenant whose address (or network) holds all of ``value/mask``."""
+        for own, owners in self._by_mask[family]:
+            if own & mask == own:
+                found = owners.get(value & own)
+                if found is not None:
+                    return found
+        return NOBODY
+
+    def link(self, tenant: int) -> str:
+        return self.tenants[tenant].interfaces[0]
+
+    def addresses(self, tenant: int, family: Family) -> tuple[TenantAddress, ...]:
+        return tuple(a for a in self.tenants[tenant].addresses if a.family == family)
+
+    def is_tenants(self, address: Number, tenant: int, family: Family) -> Truth:
+        width = 32 if family == 4 else 128
+        return any_of(masked_equal(address, a.mask, a.value, width) for a in self.addresses(tenant, family))
+
+    def is_any_tenants(self, address: Number, family: Family) -> Truth:
+        if isinstance(address, int):
+            return self.owner_of(address, ALL_ONES[family], family) != NOBODY
+        return _member(address, self._cover[family], family)
+
+    def is_local(self, address: Number, family: Family) -> Truth:
+        if isinstance(address, int):
+            return address in self._local[family]
+        return _member(address, self._local_cover[family], family)
+
+    def is_local_on(self, address: Number, interface: str, family: Family) -> Truth:
+        owner = self.link_owner.get(interface, NOBODY)
+        own = self.hosts[family] if owner == NOBODY else self.gateways[family][owner]
+        ones = ALL_ONES[family]
+        return _member(address, [(value, ones) for value in own], family)
+
+    def is_spare(self, address: Number, family: Family) -> Truth:
+        """In the tenants' pool, but nobody's: neither a tenant's nor the host's."""
+        pool = self.pool(family)
+        if pool is None:
+            return False
+        width = 32 if family == 4 else 128
+        inside = masked_equal(address, pool[1], pool[0], width)
+        taken = any_of((self.is_any_tenants(address, family), self.is_local(address, family)))
+        return both(inside, negate(taken))
+
+    def pool(self, family: Family) -> Pattern | None:
+        """The bits that all tenants' addresses share: the narrowest pattern that holds them all."""
+        return self._pools[family]
+
+    @cached_property
+    def _pools(self) -> dict[Family, Pattern | None]:
+        found: dict[Family, Pattern | None] = {}
+        for family in (4, 6):
+            mine = [a for t in self.tenants for a in t.addresses if a.family == family]
+            found[4 if family == 4 else 6] = common_pattern([(a.value, a.mask) for a in mine])
+        return found
+
+    @cached_property
+    def _cover(self) -> dict[Family, list[Pattern]]:
+        return {
+            family: cover([(value, mask) for mask, owners in masks for value in owners])
+            for family, masks in self._by_mask.items()
+        }
+
+    @cached_property
+    def _local(self) -> dict[Family, frozenset[int]]:
+        return {f: frozenset(self.hosts[f]).union(*self.gateways[f]) for f in self.hosts}
+
+    @cached_property
+    def _local_cover(self) -> dict[Family, list[Pattern]]:
+        return {f: cover([(value, ALL_ONES[f]) for value in own]) for f, own in self._local.items()}
+
+    def assumptions(self, families: Sequence[Family]) -> list[str]:
+        """What a proof over these places takes for granted, in sentences."""
+        out = " or ".join(self.outside)
+        said = [
+            "a packet goes out by a tenant's link exactly when its destination is that tenant's address",
+            f"what tenants send elsewhere goes out by {out}, the interfaces that the ruleset names",
+            "a connection is in the same state for the slot's tracking as for root's",
+        ]
+        for family in families:
+            if family in self.guessed:
+                said.append(f"the host has IPv{family} addresses, and none of them is named by a rule")
+            else:
+                texts = [address_text(a, family) for a in sorted(self._local[family])]
+                shown = ", ".join(texts[:3]) + (f" and {len(texts) - 3} more" if len(texts) > 3 else "")
+                said.append(
+                    f"the host's own IPv{family} addresses are {shown}; gateways are on the tenant's own link"
+                )
+            pool = self.pool(family)
+            if pool is not None:
+                said.append(
+                    f"addresses of {network_text(*pool, family)} that are nobody's are no source of packets "
+                    "from the host or outside"
+                )
+        return said
+
+
+def _member(address: Number, patterns: Iterable[Pattern], family: Family) -> Truth:
+    width = 32 if family == 4 else 128
+    return any_of(masked_equal(address, mask, value, width) for value, mask in patterns)
+
+
+def common_pattern(patterns: Sequence[Pattern]) -> Pattern | None:
+    """The narrowest value/mask that holds all of them; None when there are none."""
+    if not patterns:
+        return None
+    value, mask = patterns[0]
+    for other, bits in patterns[1:]:
+        mask &= bits & ~(value ^ other)
+    return value & mask, mask
+
+
+def cover(patterns: Sequence[Pattern]) -> list[Pattern]:
+    """Exactly the union, in few patterns: pairs that differ in one masked bit are joined, bit by bit."""
+    current = set(patterns)
+    bits = sorted({bit for _, mask in current for bit in _bits(_differing(current) & mask)})
+    for bit in bits:
+        for value, mask in list(current):
+            twin = (value ^ bit, mask)
+            if mask & bit and not value & bit and twin in current:
+                current -= {(value, mask), twin}
+                current.add((value, mask & ~bit))
+    return sorted(current)
+
+
+def _differing(patterns: set[Pattern]) -> int:
+    first = next(iter(patterns), (0, 0))[0]
+    found = 0
+    for value, _ in patterns:
+        found |= value ^ first
+    return found
+
+
+def _bits(number: int) -> list[int]:
+    return [1 << place for place in range(number.bit_length()) if number >> place & 1]
+
+
+def survey(dump: Dump, tenants: Sequence[Tenant], host_addresses: Sequence[tuple[Family, int]] = ()) -> Places:
+    """Read from the rules what they say about the host: its interfaces, its addresses on tenants' links.
+
+    ``host_addresses`` are further addresses of the host that somebody knows.
+    """
+    bare = Places(tuple(tenants), {}, {}, (), {})
+    named: dict[str, None] = {}
+    gateways: dict[Family, tuple[tuple[int, ...], ...]] = {}
+    hosts: dict[Family, tuple[int, ...]] = {}
+    guessed: set[Family] = set()
+    for family in (4, 6):
+        key: Family = 4 if family == 4 else 6
+        ruleset = dump.family(key)
+        found: dict[int, set[int]] = {}  # address: tenants in whose INPUT rules it stands, NOBODY for global ones
+        if ruleset is not None:
+            for _, chain, rule in ruleset.rules():
+                for match in rule.matches:
+                    if isinstance(match, m.Interface) and not match.wildcard:
+                        named.setdefault(match.name)
+                if chain.name == "INPUT":
+                    _host_address(rule, bare, key, found)
+        own: list[list[int]] = [[] for _ in tenants]
+        common = [value for number, value in host_addresses if number == key]
+        for value, owners in found.items():
+            if len(owners) == 1 and NOBODY not in owners:
+                own[next(iter(owners))].append(value)
+            elif value not in common:
+                common.append(value)
+        if not common and not any(own):
+            common, guessed = [_UNKNOWN_HOST[key]], guessed | {key}
+        gateways[key] = tuple(tuple(values) for values in own)
+        hosts[key] = tuple(common)
+    links = bare.link_owner
+    outside = tuple(name for name in named if name not in links and name != "lo") or ("uplink0",)
+    return Places(tuple(tenants), gateways, hosts, outside, {}, frozenset(guessed))
+
+
+def _host_address(rule: Rule, bare: Places, family: Family, found: dict[int, set[int]]) -> None:
+    """A rule of INPUT whose destination is one address names an address of the host."""
+    who = NOBODY
+    value = None
+    for match in rule.matches:
+        if isinstance(match, m.Interface) and match.direction == "in" and not match.negated and not match.wildcard:
+            who = bare.link_owner.get(match.name, NOBODY)
+        elif isinstance(match, m.Address) and match.side == "dst" and not match.negated:
+            value = match.value if match.mask == ALL_ONES[family] else None
+    if value is None or bare.owner_of(value, ALL_ONES[family], family) != NOBODY or _is_group(value, family):
+        return
+    found.setdefault(value, set()).add(who)
+
+
+def _is_group(value: int, family: Family) -> bool:
+    """Multicast or broadcast: delivered to the host, but no address of its own."""
+    return value >> 120 == 0xFF if family == 6 else value >> 28 >= 0xE

@@ -1,0 +1,337 @@
+"""Puts the question of each scenario to the solver, and checks its answers against the whole ruleset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+import z3
+
+from netslot.rulesets.model import Dump, Family
+from netslot.rulesets.proof.arrangement import Arrangement
+from netslot.rulesets.proof.flow import Flow
+from netslot.rulesets.proof.journey import Journey, Result, Side, Slot, Way
+from netslot.rulesets.proof.members import Portraits
+from netslot.rulesets.proof.places import NOBODY, Places
+from netslot.rulesets.proof.scenarios import Cast, cast, from_tenant, others
+from netslot.rulesets.proof.solving import ConcretePacket, Unknowns, concrete, differences, plainest
+from netslot.rulesets.proof.tagged import Filed, FiledRuleset, Roles
+from netslot.rulesets.proof.terms import Truth, any_of, either, negate
+from netslot.rulesets.targets import Dnat
+
+_TRIES = 40
+"""How often an answer that the whole ruleset does not bear out is excluded and the question put again."""
+
+
+@dataclass(frozen=True)
+class Counterexample:
+    """One packet that fares differently. ``before``, ``after``: the rules it met, and what came of it."""
+
+    tenant: str
+    packet: dict[str, str | int]
+    before: dict[str, Any]
+    after: dict[str, Any]
+    parts: str
+    way: Way
+    concrete: ConcretePacket
+
+
+@dataclass
+class Verdict:
+    """``obstacles``: why it is not provable, where that is not a counterexample. ``notes``: for the reader."""
+
+    tenants: int = 0
+    classes: int = 0
+    scenarios: int = 0
+    counterexamples: list[Counterexample] = field(default_factory=list)
+    obstacles: list[str] = field(default_factory=list)
+    assumptions: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def equivalent(self) -> bool:
+        return not self.counterexamples and not self.obstacles
+
+
+@dataclass(frozen=True)
+class Family_:
+    """Both sides of one family, filed."""
+
+    family: Family
+    before: Side
+    after: Side
+
+
+def prove(dump: Dump, places: Places, arrangement: Arrangement) -> Verdict:
+    """Compare the dump with the arrangement for all packets. ``places`` comes from the dump, not the arrangement."""
+    verdict = Verdict(tenants=len(places.tenants))
+    verdict.obstacles += _mismatches(dump, places, arrangement)
+    if verdict.obstacles:
+        return verdict
+    portraits = Portraits(places, arrangement)
+    families = []
+    for ruleset in dump.rulesets:
+        sides = both_sides(dump, places, arrangement, ruleset.family)
+        portraits.add(ruleset.family, sides.before.root, sides.after.root)
+        families.append(sides)
+    players = cast(portraits.classes())
+    verdict.classes = len(players.first)
+    verdict.assumptions = places.assumptions([sides.family for sides in families])
+    for sides in families:
+        _Prover(sides, players, verdict).run()
+    return verdict
+
+
+def both_sides(dump: Dump, places: Places, arrangement: Arrangement, family: Family) -> Family_:
+    """File the rules of both sides; slots are instantiated when they are asked for."""
+    ruleset = dump.family(family)
+    assert ruleset is not None
+    after_places = replace(places, groups={m.link: m.group for m in arrangement.members if m.group})
+    nobody = replace(places, tenants=())
+
+    @lru_cache(maxsize=256)
+    def slot_of(tenant: int) -> Slot:
+        member = arrangement.members[tenant]
+        rules = arrangement.slot_rules(member, family)
+        filed = FiledRuleset(rules, nobody) if rules is not None else None
+        return Slot(
+            places.tenants[tenant].name, filed, arrangement.attachment, arrangement.guest_if, arrangement.uplink_if
+        )
+
+    before = Side(FiledRuleset(ruleset, places), places)
+    after = Side(FiledRuleset(arrangement.root[family], after_places), after_places, slot_of)
+    return Family_(family, before, after)
+
+
+def _mismatches(dump: Dump, places: Places, arrangement: Arrangement) -> list[str]:
+    """What makes the comparison meaningless before it begins."""
+    found = []
+    listed = [member.name for member in arrangement.members]
+    for tenant in places.tenants:
+        if len(tenant.interfaces) != 1:
+            found.append(f"tenant {tenant.name} has {len(tenant.interfaces)} links of its own; the model needs one")
+    if listed != [tenant.name for tenant in places.tenants]:
+        missing = {tenant.name for tenant in places.tenants} ^ set(listed)
+        named = ", ".join(sorted(missing)[:5]) or "in another order"
+        found.append(f"the directory's tenants are not those of the dump: {named}")
+    for tenant, member in zip(places.tenants, arrangement.members, strict=False):
+        if tenant.interfaces[:1] != (member.link,):
+            found.append(f"tenant {tenant.name}: root's end of its link is {member.link} and was {tenant.interfaces[:1]}")
+    for ruleset in dump.rulesets:
+        if ruleset.family not in arrangement.root:
+            found.append(f"the directory has no root ruleset for IPv{ruleset.family}")
+    return found[:20]
+
+
+class _Prover:
+    def __init__(self, sides: Family_, players: Cast, verdict: Verdict) -> None:
+        self._sides = sides
+        self._players = players
+        self._verdict = verdict
+        self._family: Family = sides.family
+        self._places = sides.before.places
+
+    def run(self) -> None:
+        """All scenarios; a few counterexamples are enough."""
+        self._check_published()
+        for way in self._ways():
+            if len(self._verdict.counterexamples) >= 5:
+                return
+            self._verdict.scenarios += 1
+            self._scenario(way)
+
+    def _check_published(self) -> None:
+        """A port published under another tenant's address would be a way that no scenario takes."""
+        for filed in (self._sides.before.root, self._sides.after.root):
+            for item in filed.chains.get(("nat", "PREROUTING"), ()):
+                people = {who for _, who in item.tags}
+                if isinstance(item.rule.target, Dnat) and len(people) > 1:
+                    self._verdict.obstacles.append(f"a port of one tenant's address leads to another: {item.rule.text}")
+
+    def _ways(self) -> Iterator[Way]:
+        for tenant in self._players.first:
+            spoofing = not self._no_spoofing(tenant)
+            yield from from_tenant(tenant, self._players, self._places, spoofing)
+        yield from others(self._players, self._places)
+
+    def _no_spoofing(self, tenant: int) -> bool:
+        """Whether packets from this tenant under any address but its own are dropped first thing on both sides."""
+        if any(self._sides.before.root.by_source_alone(table) for table in ("raw", "mangle")):
+            return False
+        link = self._places.link(tenant)
+        way = Way(link, self._places.outside[0], tenant, NOBODY, NOBODY)
+        unknowns = Unknowns(self._family)
+        solver = _solver()
+        flow = unknowns.flow()
+        solver.add(negate(self._places.is_tenants(flow.src, tenant, self._family)), *unknowns.sane(flow))
+        results = [Journey(side, way, unknowns.number).first_step(flow.copy()) for side in self._both()]
+        if any(ledger.asked or ledger.denied.keys() != {"DROP"} for ledger in results):
+            return False
+        return bool(solver.check(either(results[0].alive, results[1].alive)) == z3.unsat)
+
+    def _both(self) -> tuple[Side, Side]:
+        return self._sides.before, self._sides.after
+
+    def _scenario(self, way: Way) -> None:
+        pair = way.sender != NOBODY and way.receiver not in (NOBODY, way.sender)
+        if not pair:
+            self._question(way, self._sides.before, lenient=False)
+            return
+        for order in ((way.sender, way.receiver), (way.receiver, way.sender)):
+            chooser = _Ordered(self._sides.before.root, order)
+            self._question(way, replace(self._sides.before, choose=chooser.candidates), lenient=True)
+
+    def _question(self, way: Way, before_side: Side, lenient: bool) -> None:
+        way = self._translatable(way)
+        unknowns = Unknowns(self._family)
+        flow = unknowns.flow()
+        before = Journey(before_side, way, unknowns.number).travel(flow.copy())
+        after = Journey(self._sides.after, way, unknowns.number).travel(flow.copy())
+        wrong = differences(before, after, lenient)
+        if not wrong:
+            return
+        solver = _solver()
+        solver.add(*unknowns.sane(flow), *self._limits(way, flow, before))
+        solver.add(any_of(wrong.values()))
+        for _ in range(_TRIES):
+            outcome = solver.check()
+            if outcome == z3.unsat:
+                return
+            if outcome == z3.unknown:
+                self._obstacle(f"the solver gave up ({solver.reason_unknown()})", way)
+                return
+            packet = concrete(plainest(solver, flow), unknowns)
+            unclear = [text for text in after.ledger.unclear if text.startswith("slot:")]
+            if unclear:
+                self._obstacle(f"a condition cannot be compared across namespaces: {unclear[0]}", way)
+                return
+            found = self._confirm(way, packet)
+            if found is not None:
+                self._verdict.counterexamples.append(found)
+                return
+            solver.add(self._other_than(flow, packet))
+        self._obstacle("differences were found that the whole ruleset does not bear out; tenants' rules overlap", way)
+
+    def _other_than(self, flow: Flow, packet: ConcretePacket) -> Truth:
+        """Exclude the neighbourhood of an answer: its destination and port."""
+        values = packet.values
+        return z3.Or(flow.dport != values["dport"], flow.dst != values["dst"], flow.state != values["state"])
+
+    def _obstacle(self, reason: str, way: Way) -> None:
+        text = f"IPv{self._family}, {self._describe(way)}: {reason}"
+        if text not in self._verdict.obstacles:
+            self._verdict.obstacles.append(text)
+
+    def _describe(self, way: Way) -> str:
+        tenants = self._places.tenants
+        start = tenants[way.sender].name if way.sender != NOBODY else way.entry or "the host"
+        end = tenants[way.receiver].name if way.receiver != NOBODY else "the host" if way.local else way.exit
+        return f"from {start} to {end}"
+
+    def _translatable(self, way: Way) -> Way:
+        """Whether tracked connections on this way can have translated addresses: only if some rule can do it."""
+        entering, leaving = self._nat_rules(way, "PREROUTING"), self._nat_rules(way, "POSTROUTING")
+        return replace(way, dst_translated=entering, src_translated=leaving)
+
+    def _nat_rules(self, way: Way, hook: str) -> bool:
+        """Rules that translate this direction, or, for replies, the other direction of the same connection."""
+        links = {way.entry, self._places.link(way.receiver) if way.receiver != NOBODY else way.exit}
+        if not links & set(self._places.link_owner):
+            return True
+        for side in self._both():
+            for chain in ("PREROUTING", "POSTROUTING"):
+                for item in side.root.chains.get(("nat", chain), ()):
+                    if self._touches(item, way, chain, hook):
+                        return True
+        return False
+
+    def _touches(self, item: Filed, way: Way, chain: str, hook: str) -> bool:
+        """Whether a nat rule's interface conditions let it act on the connection of this way."""
+        from netslot.rulesets import matches as m
+        from netslot.rulesets.proof.conditions import interface_is
+
+        near = way.entry if hook == "PREROUTING" else (
+            self._places.link(way.receiver) if way.receiver != NOBODY else way.exit
+        )
+        wanted = "in" if chain == "PREROUTING" else "out"
+        for match in item.rule.matches:
+            if isinstance(match, m.Interface) and match.direction == wanted:
+                return interface_is(match, near) != match.negated
+        return True
+
+    def _limits(self, way: Way, flow: Flow, before: Result) -> list[Truth]:
+        """The packets of this way: whose source address, and a destination that routing sends that way."""
+        places, family = self._places, self._family
+        limits: list[Truth] = []
+        if way.source != NOBODY:
+            limits.append(places.is_tenants(flow.src, way.source, family))
+        else:
+            limits.append(negate(places.is_any_tenants(flow.src, family)))
+            if way.sender == NOBODY:
+                limits.append(negate(places.is_spare(flow.src, family)))
+        local = places.is_local(flow.src, family)
+        limits.append(local if not way.entry else True if way.entry == "lo" else negate(local))
+        routed = before.flow.dst
+        if way.receiver != NOBODY:
+            limits.append(places.is_tenants(routed, way.receiver, family))
+            foreign = negate(places.is_any_tenants(flow.dst, family))
+            limits.append(either(places.is_tenants(flow.dst, way.receiver, family), foreign))
+        else:
+            here = places.is_local(routed, family)
+            limits += [negate(places.is_any_tenants(routed, family)), here if way.local else negate(here)]
+            limits.append(negate(places.is_any_tenants(flow.dst, family)))
+        return [limit for limit in limits if limit is not True]
+
+    def _confirm(self, way: Way, packet: ConcretePacket) -> Counterexample | None:
+        """Take the packet through both whole arrangements; None when it fares the same."""
+        before, after = self.replayed(way, packet)
+        pair = way.sender != NOBODY and way.receiver not in (NOBODY, way.sender)
+        wrong = differences(before, after, lenient=pair)
+        if not wrong:
+            return None
+        who = way.sender if way.sender != NOBODY else way.receiver
+        name = self._places.tenants[who].name if who != NOBODY else ""
+        said = packet.describe() | {"from": way.entry or "the host itself"}
+        return Counterexample(
+            name, said, _story(before), _story(after), ", ".join(sorted(wrong)), way, packet
+        )
+
+    def replayed(self, way: Way, packet: ConcretePacket) -> tuple[Result, Result]:
+        before = Journey(self._sides.before, way, packet.number, trace=True).travel(packet.flow())
+        after = Journey(self._sides.after, way, packet.number, trace=True).travel(packet.flow())
+        return before, after
+
+
+def _story(result: Result) -> dict[str, Any]:
+    ledger = result.ledger
+    verdict = "accepted" if ledger.alive is True else next((k for k, v in ledger.denied.items() if v is True), "?")
+    made = [name for name, when in result.translations.items() if when is True]
+    story: dict[str, Any] = {"verdict": verdict, "path": list(ledger.trace or ())}
+    if verdict == "accepted":
+        story |= {"leaves": result.exit or "to the host", "mark": result.flow.mark, "translations": made}
+    return story
+
+
+class _Ordered:
+    """The rules of two tenants in one given order: all of the one's before the other's, between common rules."""
+
+    def __init__(self, filed: FiledRuleset, order: Sequence[int]) -> None:
+        self._filed = filed
+        self._rank = {tenant: rank for rank, tenant in enumerate(order)}
+
+    def candidates(self, table: str, chain: str, roles: Roles) -> list[Filed]:
+        found = self._filed.candidates(table, chain, roles)
+        return sorted(found, key=self._key)
+
+    def _key(self, item: Filed) -> tuple[int, bool, int, int]:
+        ranks: Iterable[int] = (self._rank.get(who, 0) for _, who in item.tags)
+        return item.segment, not item.tags, min(ranks, default=0), item.position
+
+
+def _solver() -> z3.Solver:
+    solver = z3.Solver()
+    solver.set("timeout", 20_000)
+    return solver
+

@@ -1,0 +1,80 @@
+"""The ways that packets can take between representatives of the classes of tenants.
+
+Every packet that meets the host's rules takes one of these ways, up to a renaming of tenants: from a tenant, from
+outside or from the host itself; to a tenant, to the host or out; with the sender's own source address, with
+another tenant's, or with nobody's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from netslot.rulesets.proof.journey import Way
+from netslot.rulesets.proof.places import NOBODY, Places
+
+STRANGER = "unnamed0"
+"""An interface that no rule names: packets may come in by it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """``first`` of each class, and ``second`` where the class has another member."""
+
+    first: tuple[int, ...]
+    second: tuple[int, ...]
+
+    def partners(self, tenant: int) -> list[int]:
+        """One tenant of each class, other than this one."""
+        found = []
+        for one, other in zip(self.first, self.second, strict=True):
+            partner = one if one != tenant else other
+            if partner not in (tenant, NOBODY):
+                found.append(partner)
+        return found
+
+
+def cast(classes: Sequence[int]) -> Cast:
+    """Choose the representatives."""
+    first: dict[int, int] = {}
+    second: dict[int, int] = {}
+    for tenant, number in enumerate(classes):
+        if number not in first:
+            first[number] = tenant
+        else:
+            second.setdefault(number, tenant)
+    return Cast(tuple(first.values()), tuple(second.get(number, NOBODY) for number in first))
+
+
+def from_tenant(tenant: int, players: Cast, places: Places, spoofing: bool) -> Iterator[Way]:
+    """All ways from one tenant; with ``spoofing`` also under addresses that are not its own."""
+    link = places.link(tenant)
+    partners = players.partners(tenant)
+    sources = [tenant, NOBODY, *partners] if spoofing else [tenant]
+    for source in sources:
+        for out in places.outside:
+            yield Way(link, out, tenant, NOBODY, source)
+        yield Way(link, places.outside[0], tenant, NOBODY, source, local=True)
+        for receiver in [tenant, *partners]:
+            yield Way(link, places.outside[0], tenant, receiver, source)
+
+
+def others(players: Cast, places: Places) -> Iterator[Way]:
+    """All ways that do not begin at a tenant."""
+    entries = [*places.outside, "lo", STRANGER]
+    sources = [NOBODY, *players.first]
+    for entry in entries:
+        for source in sources:
+            yield Way(entry, places.outside[0], NOBODY, NOBODY, source, local=True)
+            if entry == "lo":
+                continue
+            for receiver in players.first:
+                yield Way(entry, places.outside[0], NOBODY, receiver, source)
+            for other in [p for p in players.partners(source) if source != NOBODY and p not in players.first]:
+                yield Way(entry, places.outside[0], NOBODY, other, source)
+            for out in [*places.outside, STRANGER]:
+                yield Way(entry, out, NOBODY, NOBODY, source)
+    for receiver in players.first:
+        yield Way("", places.outside[0], NOBODY, receiver, NOBODY)
+    for out in [*places.outside, "lo", STRANGER]:
+        yield Way("", out, NOBODY, NOBODY, NOBODY, local=out == "lo")

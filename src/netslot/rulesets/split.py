@@ -1,0 +1,238 @@
+"""Split a host's ruleset: a static root ruleset, a template per class of tenants, the tenants' values, a report.
+
+    result = split(dump, tenants)
+    result.files                  name -> text, what ``netslot split --out DIR`` writes
+    result.refused                what could not be carried over, by name and with the reason
+
+Nothing is dropped: a rule is moved, merged, mapped, stays, or is refused. A result with refusals has files too,
+but they are not the host's ruleset; the caller must say so (exit status 3).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from netslot.rulesets import targets as t
+from netslot.rulesets.model import Dump, Family
+from netslot.rulesets.proof.arrangement import MANIFEST, PUBLISH, ROOT, write_published
+from netslot.rulesets.proof.journey import Attachment
+from netslot.rulesets.proof.members import Portraits
+from netslot.rulesets.proof.places import Places, survey
+from netslot.rulesets.proof.tagged import FiledRuleset
+from netslot.rulesets.splitting.naming import Naming, name_links
+from netslot.rulesets.splitting.plan import FATES, CannotSplit, Plan
+from netslot.rulesets.splitting.rooting import RootWriter
+from netslot.rulesets.splitting.slots import Matches, SlotWriter
+from netslot.rulesets.tenants import Tenant
+
+UPLINK_IF = "up0"
+_GUEST_IF = {"tap": "tap0", "veth": "inner0", "process": ""}
+
+
+@dataclass(frozen=True)
+class Split:
+    """``report``: the machine's answer, as ``--json`` prints it."""
+
+    files: dict[str, str]
+    report: dict[str, object]
+    refused: list[str]
+    notes: list[str]
+    places: Places
+
+
+def split(
+    dump: Dump,
+    tenants: Sequence[Tenant],
+    *,
+    attachment: Attachment = "tap",
+    host_addresses: Sequence[tuple[Family, int]] = (),
+) -> Split:
+    """Split the dump among these tenants. ``host_addresses``: what the host is called, beside what rules say."""
+    places = survey(dump, tenants, host_addresses)
+    plan = Plan()
+    plan.refusals += prerequisites(dump, places)
+    if plan.refusals:
+        return Split({}, _report(dump, places, plan, {}, [], 0), plan.refusals, [], places)
+    return _Splitter(dump, places, plan, attachment).run()
+
+
+def prerequisites(dump: Dump, places: Places) -> list[str]:
+    """What must be true of every tenant before its rules can have a slot of their own."""
+    if not places.tenants:
+        return ["no tenant was found in the dump; name them with --tenants FILE"]
+    found = []
+    without = [tenant.name for tenant in places.tenants if not tenant.interfaces]
+    several = [tenant.name for tenant in places.tenants if len(tenant.interfaces) > 1]
+    bare = [tenant.name for tenant in places.tenants if not tenant.addresses]
+    if without:
+        found.append(
+            f"{_some(without)}: no link of its own is known. Tenants behind one bridge reach each other past root's "
+            "rules; each needs a link of its own (name it with --tenants FILE)"
+        )
+    if several:
+        found.append(f"{_some(several)}: more than one link; a slot has one (say which with --tenants FILE)")
+    if bare:
+        found.append(f"{_some(bare)}: no address is known, so it is not known which packets go to it (--tenants FILE)")
+    return found
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:4])
+    return f"{len(names)} tenants ({shown}{', ...' if len(names) > 4 else ''})"
+
+
+class _Splitter:
+    def __init__(self, dump: Dump, places: Places, plan: Plan, attachment: Attachment) -> None:
+        self._dump, self._places, self._plan, self._attachment = dump, places, plan, attachment
+        self._naming: Naming = name_links(places)
+        self._filed = {r.family: FiledRuleset(r, places) for r in dump.rulesets}
+        portraits = Portraits(places)
+        for family, filed in self._filed.items():
+            portraits.add(family, filed)
+        self._kinds = portraits.classes()
+        self._files: dict[str, str] = {}
+        self._slot_sizes: list[int] = []
+        self._after = 0
+
+    def run(self) -> Split:
+        first: dict[int, int] = {}
+        for tenant, kind in enumerate(self._kinds):
+            first.setdefault(kind, tenant)
+        for family in self._filed:
+            self._one_family(family, first)
+        self._files[MANIFEST] = self._manifest(first)
+        refused = [f"{e.table} {e.chain}: {e.rule.text}: {e.why}" for e in self._plan.of("refused")]
+        refused += self._plan.refusals
+        report = _report(self._dump, self._places, self._plan, self._filed, self._slot_sizes, self._after)
+        report["classes"] = len(first)
+        report["refused"] = refused
+        self._files["report.json"] = json.dumps(self._account(), indent=1) + "\n"
+        return Split(self._files, report, refused, list(self._plan.notes), self._places)
+
+    def _one_family(self, family: Family, first: dict[int, int]) -> None:
+        filed = self._filed[family]
+        shared: dict[Matches, object] = {}
+        writers: dict[int, SlotWriter] = {}
+        for kind, tenant in first.items():
+            writer = SlotWriter(filed, self._naming, self._plan, tenant, self._attachment)
+            writer.forward()
+            writers[kind] = writer
+        early = frozenset(table for table in ("raw", "mangle") if self._take_drops(table, writers))
+        for writer in writers.values():
+            shared.update(writer.shared)
+        for kind, writer in writers.items():
+            text = writer.render()
+            self._files[f"class{kind}.rules{'' if family == 4 else '6'}"] = text
+            self._slot_sizes.append(sum(line.startswith("-A") for line in text.splitlines()))
+        checked = {kind: bool(writer.rules.raw or writer.rules.mangle) for kind, writer in writers.items()}
+        root = RootWriter(
+            filed, self._naming, self._plan, self._kinds, shared, lambda tenant: not checked[self._kinds[tenant]], early
+        )
+        text = root.write()
+        self._files[ROOT[family]] = text
+        self._after += sum(line.startswith("-A") for line in text.splitlines())
+        if root.published:
+            published = write_published(root.published, family, root.published_first)
+            self._files[PUBLISH[family]] = published
+            self._after += published.count("dnat ")
+
+    def _take_drops(self, table: str, writers: dict[int, SlotWriter]) -> bool:
+        """Tenants' drops before routing go into the slots if those of all classes can."""
+        try:
+            lines = {kind: writer.drops(table) for kind, writer in writers.items()}
+        except CannotSplit:
+            return False
+        for kind, writer in writers.items():
+            setattr(writer.rules, table, lines[kind])
+        return any(lines.values())
+
+    def _manifest(self, first: dict[int, int]) -> str:
+        classes = {
+            f"class{kind}": {
+                "ipv4": f"class{kind}.rules" if 4 in self._filed else None,
+                "ipv6": f"class{kind}.rules6" if 6 in self._filed else None,
+            }
+            for kind in first
+        }
+        grouped = not self._naming.stem or any("--src-group" in text or "--dst-group" in text for text in self._files.values())
+        tenants = [
+            {
+                "name": tenant.name,
+                "class": f"class{self._kinds[index]}",
+                "link": tenant.interfaces[0],
+                "group": self._naming.group(self._kinds[index]) if grouped else 0,
+                "netns": tenant.netns,
+                "variables": self._naming.variables(index),
+            }
+            for index, tenant in enumerate(self._places.tenants)
+        ]
+        manifest = {
+            "attachment": self._attachment,
+            "guest_interface": _GUEST_IF[self._attachment],
+            "uplink_interface": UPLINK_IF,
+            "classes": classes,
+            "tenants": tenants,
+        }
+        return json.dumps(manifest, indent=1) + "\n"
+
+    def _account(self) -> list[dict[str, object]]:
+        """Every rule of the dump, in its order: where it went, and why."""
+        found = []
+        for ruleset in self._dump.rulesets:
+            for table, chain, rule in ruleset.rules():
+                entry = self._plan.entries.get(rule)
+                fate, to, why = (entry.fate, entry.to, entry.why) if entry else ("refused", "", "nothing was decided")
+                if entry is None:
+                    self._plan.refusals.append(f"{table.name} {chain.name}: {rule.text}: nothing was decided about it")
+                found.append(
+                    {"family": ruleset.family, "line": rule.line, "table": table.name, "chain": chain.name,
+                     "rule": rule.text, "fate": fate, "to": to, "why": why}
+                )
+        return found
+
+
+def _report(
+    dump: Dump,
+    places: Places,
+    plan: Plan,
+    filed: dict[Family, FiledRuleset],
+    slot_sizes: list[int],
+    after: int,
+) -> dict[str, object]:
+    counts = {fate: len(plan.of(fate)) for fate in FATES}
+    stayed = [
+        {"table": entry.table, "chain": entry.chain, "rule": entry.rule.text, "reason": entry.why}
+        for entry in plan.of("stayed")
+    ]
+    slot = max(slot_sizes, default=0)
+    return {
+        "root_rules_before": dump.rule_count(),
+        "root_rules_after": after,
+        "slot_rules_max": slot,
+        "longest_walk_before": _longest(filed),
+        "longest_walk_after": slot + after,
+        "tenants": len(places.tenants),
+        "classes": 0,
+        "moved": counts["moved"],
+        "merged": counts["merged"] + counts["mapped"],
+        "stayed": stayed,
+        "refused": list(plan.refusals),
+    }
+
+
+def _longest(filed: dict[Family, FiledRuleset]) -> int:
+    """The most rules that a forwarded packet can be tested against: all of every chain on its way."""
+    longest = 0
+    for one in filed.values():
+        walked = 0
+        for (table, chain), items in one.chains.items():
+            if chain in ("PREROUTING", "FORWARD", "POSTROUTING"):
+                walked += len(items)
+                below = {i.rule.target.chain for i in items if isinstance(i.rule.target, t.Jump | t.Goto)}
+                walked += max((len(one.chains[table, name]) for name in below), default=0)
+        longest = max(longest, walked)
+    return longest
+
+

@@ -1,0 +1,269 @@
+"""The slot's own rules: what root's FORWARD says of one tenant's packets, in the slot's words.
+
+From the tenant, the slot walks root's whole FORWARD chain as it concerns this tenant, common rules included, so
+that the order of verdicts stays what it was. Three kinds of packet it passes on undecided: those for the host
+(INPUT decides), those for other tenants that its own rules let pass (the other slot decides), and those that a
+rule with a memory shared by all tenants may decide (root does).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from netslot.rulesets import matches as m
+from netslot.rulesets import targets as t
+from netslot.rulesets.model import Family, Rule
+from netslot.rulesets.proof.conditions import depends_on_place, interface_is
+from netslot.rulesets.proof.journey import Attachment
+from netslot.rulesets.proof.tagged import Filed, FiledRuleset, Roles
+from netslot.rulesets.splitting.naming import Naming
+from netslot.rulesets.splitting.plan import CannotSplit, Plan
+from netslot.rulesets.write import rule_text
+
+OUT, IN = "netslot-out", "netslot-in"
+
+Matches = tuple[m.Match, ...]
+
+
+@dataclass
+class SlotRules:
+    """Lines of one template by table, in iptables-save form without ``-A``: chain and text."""
+
+    raw: list[str] = field(default_factory=list)
+    mangle: list[str] = field(default_factory=list)
+    chains: dict[str, list[str]] = field(default_factory=dict)
+    moved: int = 0
+
+
+class SlotWriter:
+    """Writes one class's template from its representative's rules."""
+
+    def __init__(
+        self, filed: FiledRuleset, naming: Naming, plan: Plan, tenant: int, attachment: Attachment
+    ) -> None:
+        self._filed, self._naming, self._plan = filed, naming, plan
+        self._tenant, self._attachment = tenant, attachment
+        self._family: Family = filed.ruleset.family
+        self._names = naming.names(tenant, self._family)
+        self._link = naming.places.link(tenant)
+        self._copied: dict[str, str] = {}
+        self.shared: dict[Matches, Rule] = {}
+        self.rules = SlotRules()
+
+    def forward(self) -> None:
+        """Fill the chains that the tenant's packets walk in the slot, out of it and into it."""
+        table = self._filed.ruleset.tables.get("filter")
+        if table is None or "FORWARD" not in table.chains:
+            return
+        gateways = [name for name in self._names.values() if name.startswith("gateway")]
+        places = self._naming.places
+        hosts = [] if self._family in places.guessed else list(places.hosts[self._family])
+        texts = [f"${{{name}}}" for name in gateways]
+        texts += [rule_text((m.Address("dst", value, self._ones),), t.NoTarget(), self._family)[3:] for value in hosts]
+        self.rules.chains[OUT] = [f"-d {text} -j ACCEPT" for text in texts]
+        self.rules.chains[IN] = [f"-s {text} -j ACCEPT" for text in texts]
+        self._chain("FORWARD", OUT, outward=True, top=True)
+        self._chain("FORWARD", IN, outward=False, top=True)
+
+    @property
+    def _ones(self) -> int:
+        return (1 << (32 if self._family == 4 else 128)) - 1
+
+    def _chain(self, chain: str, name: str, outward: bool, top: bool = False) -> None:
+        lines = self.rules.chains.setdefault(name, [])
+        items = self._mine("filter", chain, outward)
+        last = max((n for n, item in enumerate(items) if self._own(item, chain)), default=-1) if top else -1
+        if outward and top and last == -1:
+            lines += self._pass_to_tenants()
+        for number, item in enumerate(items):
+            try:
+                lines += self._lines(item, chain, outward)
+            except CannotSplit as reason:
+                self._plan.settle(self._family, "filter", chain, item.rule, "refused", "", str(reason))
+            if outward and number == last:
+                lines += self._pass_to_tenants()
+
+    def _pass_to_tenants(self) -> list[str]:
+        pool = self._naming.pool(self._family)
+        if pool is None:
+            return []
+        return [rule_text((m.Address("dst", *pool),), t.Accept(), self._family)]
+
+    def _mine(self, table: str, chain: str, outward: bool) -> list[Filed]:
+        here = frozenset((self._tenant,))
+        roles: Roles = {"in": here, "src": here} if outward else {"out": here, "dst": here}
+        return self._filed.candidates(table, chain, roles)
+
+    def _own(self, item: Filed, chain: str) -> bool:
+        if item.tags or self._filed.chain_owner.get(("filter", chain)) == self._tenant:
+            return True
+        target = item.rule.target
+        if not isinstance(target, t.Jump | t.Goto):
+            return False
+        return any(self._own(inner, target.chain) for inner in self._mine("filter", target.chain, True))
+
+    def _lines(self, item: Filed, chain: str, outward: bool) -> list[str]:
+        rule = item.rule
+        matches = self._slot_matches(rule, outward)
+        if matches is None:
+            return []
+        stateful = [x for x in matches if isinstance(x, m.Opaque) and x.stateful]
+        owned = bool(item.tags) or self._filed.chain_owner.get(("filter", chain)) == self._tenant
+        if stateful and not owned:
+            return self._shared(rule, tuple(x for x in matches if x not in stateful), outward, stateful)
+        for match in matches:
+            if depends_on_place(match) and match not in stateful:
+                raise CannotSplit(f"'{type(match).__name__}' may answer differently in another namespace")
+        target = self._target(rule, outward)
+        return [] if target is None else [self._text(matches, target)]
+
+    def _shared(self, rule: Rule, rest: Matches, outward: bool, stateful: list[m.Opaque]) -> list[str]:
+        """A common rule with a memory. It stays in root; what it may decide is left to root."""
+        if isinstance(rule.target, t.Log | t.NoTarget):
+            self._plan.notes[
+                f"'{rule.text}' stays in root and only reports; slots hold a copy that counts for itself"
+            ] = None
+            return [self._text((*rest, *stateful), rule.target)]
+        if not isinstance(rule.target, t.Accept | t.Drop | t.Reject) or not outward:
+            raise CannotSplit("it keeps a count that all tenants share, and slots cannot know what it decided")
+        self.shared[rest] = rule
+        return [self._text(rest, t.Accept())]
+
+    def _target(self, rule: Rule, outward: bool) -> t.Target:
+        target = rule.target
+        if isinstance(target, t.Jump | t.Goto):
+            name = self._user_chain(target.chain, outward)
+            return t.Jump(name) if isinstance(target, t.Jump) else t.Goto(name)
+        if isinstance(target, t.Accept | t.Drop | t.Reject | t.Return | t.Log | t.NoTarget):
+            return target
+        raise CannotSplit(f"a slot cannot do what {type(target).__name__} does for root")
+
+    def _user_chain(self, chain: str, outward: bool) -> str:
+        """A copy of the chain as this tenant's packets meet it, under a name that names nobody."""
+        owned = self._filed.chain_owner.get(("filter", chain)) == self._tenant
+        side = OUT if outward else IN
+        name = f"{side}-{len(self.rules.chains)}" if owned else f"{'o' if outward else 'i'}-{chain}"[:28]
+        key = f"{side} {chain}"
+        known = self._copied.get(key)
+        if known is not None:
+            return known
+        self._copied[key] = name
+        self._chain(chain, name, outward)
+        return name
+
+    def _slot_matches(self, rule: Rule, outward: bool) -> Matches | None:
+        """The conditions as they read in the slot; None when this tenant's packets cannot meet them."""
+        found: list[m.Match] = []
+        for match in rule.matches:
+            if isinstance(match, m.Interface):
+                known = self._interface(match, outward)
+                if known is False:
+                    return None
+                if known is not True:
+                    found.append(known)
+            else:
+                if not outward and self._elsewhere(match):
+                    return None
+                found.append(match)
+        sides = [x for x in found if isinstance(x, m.Address) and x.side == "dst"]
+        if len(sides) > 1:
+            found = self._one_destination(found, sides)
+        return tuple(found)
+
+    def _elsewhere(self, match: m.Match) -> bool:
+        """A destination that is none of this tenant's addresses: packets to the tenant never match it."""
+        if not isinstance(match, m.Address) or match.side != "dst" or match.negated:
+            return False
+        own = self._naming.places.addresses(self._tenant, self._family)
+        return bool(own) and all((a.value ^ match.value) & a.mask & match.mask for a in own)
+
+    def _interface(self, match: m.Interface, outward: bool) -> bool | m.Match:
+        near: m.Direction = "in" if outward else "out"
+        if match.direction == near:
+            return interface_is(match, self._link) != match.negated
+        places = self._naming.places
+        if not outward:
+            raise CannotSplit("it asks by which interface a packet came to the host, which the slot cannot see")
+        spans = [interface_is(match, name) != match.negated for name in places.outside]
+        if any(spans) and not all(spans):
+            raise CannotSplit("it asks which way out a packet takes, which the slot cannot see")
+        to_tenants = interface_is(match, self._link) != match.negated
+        if all(spans) == to_tenants:
+            return bool(to_tenants)
+        pool = self._naming.pool(self._family)
+        if pool is None:
+            raise CannotSplit("it asks whether a packet goes to a tenant, and tenants have no addresses here")
+        return m.Address("dst", *pool, negated=not to_tenants)
+
+    def _one_destination(self, found: list[m.Match], sides: list[m.Address]) -> list[m.Match]:
+        """A rule holds one ``-d``: drop the pool's where the rule's own says it already."""
+        pool = self._naming.pool(self._family)
+        wide = next((x for x in sides if (x.value, x.mask) == pool), None)
+        own = next((x for x in sides if x is not wide), None)
+        if wide is None or own is None or own.negated:
+            raise CannotSplit("it has two conditions on the destination")
+        apart = bool((own.value ^ wide.value) & own.mask & wide.mask)
+        if apart and wide.negated:
+            return [x for x in found if x is not wide]
+        raise CannotSplit("it asks for an address of the tenants' pool and for the way out")
+
+    def _text(self, matches: Matches, target: t.Target) -> str:
+        """The rule's text, with the tenant's own addresses as variables."""
+        marked: list[m.Match] = []
+        replaced: dict[str, str] = {}
+        for match in matches:
+            name = self._names.get((match.value, match.mask)) if isinstance(match, m.Address) else None
+            if name is not None and isinstance(match, m.Address):
+                text = rule_text((m.Address("src", match.value, match.mask),), t.NoTarget(), self._family)[3:]
+                replaced[text] = f"${{{name}}}"
+            marked.append(match)
+        words = rule_text(marked, target, self._family).split(" ")
+        return " ".join(replaced.get(word, word) for word in words)
+
+    def drops(self, table: str) -> list[str]:
+        """The tenant's own drops before routing, for the slot's first hook; CannotSplit if they are not that."""
+        lines = []
+        passed = False
+        for item in self._mine(table, "PREROUTING", True):
+            rule = item.rule
+            if not item.tags:
+                met = all(
+                    interface_is(x, self._link) != x.negated
+                    for x in rule.matches
+                    if isinstance(x, m.Interface) and x.direction == "in"
+                )
+                passed = passed or (met and isinstance(rule.target, t.Accept | t.Return | t.Jump | t.Goto))
+                continue
+            if not isinstance(rule.target, t.Drop) or passed or not any(role == "in" for role, _ in item.tags):
+                raise CannotSplit("only drops of the tenant's own packets can go before the veth")
+            matches = [x for x in rule.matches if not isinstance(x, m.Interface)]
+            if any(depends_on_place(x) for x in matches if not isinstance(x, m.Mac)):
+                raise CannotSplit("it asks what only root can answer")
+            lines.append(self._text(tuple(matches), rule.target))
+        return lines
+
+    def render(self) -> str:
+        """The template: iptables-save form with variables."""
+        process = self._attachment == "process"
+        ruleset = self._filed.ruleset
+        text = []
+        first = "OUTPUT" if process else "PREROUTING"
+        tap = "-o ${uplink_if}" if process else "-i ${guest_if}"
+        for table in ("raw", "mangle"):
+            lines = getattr(self.rules, table)
+            if lines:
+                text += [f"*{table}", f":{first} ACCEPT [0:0]"]
+                text += [f"-A {first} {tap} {line}" for line in lines]
+                text.append("COMMIT")
+        policy = ruleset.tables["filter"].chains["FORWARD"].policy if self.rules.chains else "ACCEPT"
+        text.append("*filter")
+        hooks = (("OUTPUT", OUT, "-o ${uplink_if}"), ("INPUT", IN, "-i ${uplink_if}")) if process else (
+            ("FORWARD", OUT, "-i ${guest_if}"), ("FORWARD", IN, "-o ${guest_if}"))
+        for hook in dict.fromkeys(hook for hook, _, _ in hooks):
+            text.append(f":{hook} {policy} [0:0]")
+        text += [f":{name} - [0:0]" for name in self.rules.chains]
+        if self.rules.chains:
+            text += [f"-A {hook} {where} -j {name}" for hook, name, where in hooks]
+        for name, lines in self.rules.chains.items():
+            text += [f"-A {name} {line}" for line in lines]
+        return "\n".join([*text, "COMMIT"]) + "\n"
