@@ -118,7 +118,7 @@ def test_a_missing_uplink_is_told_with_those_that_there_are(checked: Callable[..
 
 
 def test_foreign_links_and_namespaces_with_slots_names(checked: Callable[..., Any]) -> None:
-    on_host("ip", "link", "add", "lan3", "type", "dummy")
+    on_host("ip", "link", "add", "lan3", "type", "veth", "peer", "name", "other")
     netns.create("lan4")
     try:
         status, findings = checked('prefix = "lan"\n' + SPEC)
@@ -155,9 +155,8 @@ def drop_by_iptables(tool: str) -> Callable[[], None]:
 
 
 def drop_by_nft() -> None:
-    on_host(
-        "nft", "-f", "-", text="table inet fw { chain forward { type filter hook forward priority 0; policy drop; } }"
-    )
+    on_host("nft", "add", "table", "inet", "fw")
+    on_host("nft", "add", "chain", "inet", "fw", "forward", "{ type filter hook forward priority 0; policy drop; }")
 
 
 @pytest.mark.parametrize(
