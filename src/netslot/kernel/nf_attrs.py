@@ -92,8 +92,8 @@ _SCHEMAS: Mapping[str, Schema] = {
 # elements, time left. The last two sets of the kernel's are newer than the headers: 20 counts a set's elements.
 _VOLATILE: Mapping[str, frozenset[int]] = {
     TABLE: frozenset({3, 4}),
-    CHAIN: frozenset({2, 7, 8}),
-    SET: frozenset({16, 20}),
+    CHAIN: frozenset({2, 6, 8}),
+    SET: frozenset({16, 19, 20}),
     ELEMENT: frozenset({ELEM_EXPIRATION}),
     OBJECT: frozenset({5, 6}),
     FLOWTABLE: frozenset({4, 5}),
@@ -112,7 +112,7 @@ _SET_LAST_INPUT = 18  # newer attributes (type of set, number of elements) are r
 # Dropped on the way from a dump to a batch.
 _NOT_INPUT: Mapping[str, frozenset[int]] = {
     TABLE: frozenset({3, 4, 5, 7}),
-    CHAIN: frozenset({2, 7, 9}),
+    CHAIN: frozenset({2, 6, 9}),
     SET: frozenset({14, 16}),
     ELEMENT: frozenset({ELEM_EXPIRATION, 8}),
     OBJECT: frozenset({5, 6, 7}),
@@ -285,7 +285,6 @@ def steady(what: str, nodes: Nodes) -> Nodes:
         if node.kind & NLA_TYPE_MASK in _VOLATILE[what] and isinstance(node.value, bytes)
         else node
         for node in nodes
-        if not (what == SET and node.kind & NLA_TYPE_MASK > _SET_LAST_INPUT)
     )
 
 

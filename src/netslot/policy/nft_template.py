@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 from netslot.kernel import netlink
 from netslot.kernel import nf_attrs as attrs
@@ -36,9 +37,11 @@ _NEW = {
     FLOWTABLE: nf.NEWFLOWTABLE,
     RULE: nf.NEWRULE,
 }
-_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
-_LARGEST_LIST = 60_000  # an attribute's length has 16 bits
-_BINDING_PREFIX = b"__chain"
+_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ELEM = 1, 2, 3, 1
+LARGEST_LIST = 60_000
+"""Most bytes of elements in one message: an attribute's length has 16 bits."""
+BINDING_PREFIX = "__chain_"
+"""What the names of anonymous chains begin with, here. The kernel names them ``__chain`` and a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,8 @@ class Item:
     family: int
     nodes: Nodes
     elements: tuple[Nodes, ...] = ()
+    varies: bool = False
+    """Something in it depends on the slot."""
 
     @property
     def table(self) -> str:
@@ -70,9 +75,12 @@ class Item:
         return attrs.variables(self.nodes)
 
     def render(self, values: Mapping[str, str]) -> Item:
-        """The object in one slot."""
+        """The object in one slot: itself when nothing in it varies."""
+        if not self.varies:
+            return self
         return replace(
             self,
+            varies=False,
             nodes=attrs.render(self.nodes, values),
             elements=tuple(sorted((attrs.render(e, values) for e in self.elements), key=element_key)),
         )
@@ -85,7 +93,7 @@ class Item:
 class Ruleset:
     """Everything in one namespace, each kind in the kernel's order."""
 
-    items: Mapping[str, tuple[Item, ...]] = field(default_factory=lambda: {kind: () for kind in KINDS})
+    items: Mapping[str, tuple[Item, ...]] = field(default_factory=lambda: dict.fromkeys(KINDS, ()))
 
     def all(self) -> Iterator[Item]:
         for kind in KINDS:
@@ -149,7 +157,7 @@ def _rename_chains(ruleset: Ruleset) -> Ruleset:
     names: dict[bytes, bytes] = {}
     for chain in ruleset.items[CHAIN]:
         if attrs.number(chain.nodes, attrs.CHAIN_FLAGS) & attrs.CHAIN_BINDING:
-            names[attrs.leaf(chain.nodes, attrs.CHAIN_NAME)] = _BINDING_PREFIX + b"_%d\0" % len(names)
+            names[attrs.leaf(chain.nodes, attrs.CHAIN_NAME)] = f"{BINDING_PREFIX}{len(names)}\0".encode()
     if not names:
         return ruleset
 
@@ -198,7 +206,8 @@ def _combine_item(row: Sequence[Item], values: Sequence[Mapping[str, str]], plac
             raise Unexplained("the family depends on the values")
         nodes = unify([item.nodes for item in row], values)
         elements = _combine_elements([item.elements for item in row], values)
-        return replace(first, nodes=nodes, elements=elements)
+        varies = bool(attrs.variables(nodes) or any(attrs.variables(element) for element in elements))
+        return replace(first, nodes=nodes, elements=elements, varies=varies)
     except Unexplained as error:
         raise Unexplained(f"{first.place}: {first.what} {first.name} ({place}): {error}") from error
 
@@ -239,19 +248,34 @@ def _match(element: Nodes, others: Sequence[list[Nodes]], values: Sequence[Mappi
     return found
 
 
-def commands(ruleset: Ruleset) -> Iterator[Command]:
+Memo: TypeAlias = dict[int, tuple[Command, ...]]
+"""Commands already encoded, by the identity of their item; for the items of one template that do not vary."""
+
+
+def commands(ruleset: Ruleset, memo: Memo) -> Iterator[Command]:
     """The messages that make the ruleset in a namespace that has none of it; all leaves must be bytes."""
-    for kind in (TABLE, CHAIN, OBJECT):
-        for item in ruleset.items[kind]:
-            yield new(item)
-    for identity, item in enumerate(ruleset.items[SET], 1):
-        yield new(item, Node(attrs.SET_ID, struct.pack(">I", identity)))
-    for item in ruleset.items[SET]:
-        yield from new_elements(item, item.elements)
-    for item in ruleset.items[FLOWTABLE]:
-        yield new(item)
-    for item in _innermost_first(ruleset.items[RULE]):
-        yield new(item)
+    for item in (*ruleset.items[TABLE], *ruleset.items[CHAIN], *ruleset.items[OBJECT]):
+        yield from memo.get(id(item)) or (new(item),)
+    sets = ruleset.items[SET]
+    for identity, item in enumerate(sets, 1):
+        yield from memo.get(id(item)) or new_set(item, identity)
+    for item in (*ruleset.items[FLOWTABLE], *_innermost_first(ruleset.items[RULE])):
+        yield from memo.get(id(item)) or (new(item),)
+
+
+def memoise(ruleset: Ruleset) -> Memo:
+    """Encode everything in a template that is the same in every slot."""
+    memo: Memo = {}
+    for kind in KINDS:
+        for identity, item in enumerate(ruleset.items[kind], 1):
+            if not item.varies:
+                memo[id(item)] = new_set(item, identity) if kind == SET else (new(item),)
+    return memo
+
+
+def new_set(item: Item, identity: int) -> tuple[Command, ...]:
+    """The messages that make a set and its elements; ``identity`` must be unique within the batch."""
+    return (new(item, Node(attrs.SET_ID, struct.pack(">I", identity))), *new_elements(item, item.elements))
 
 
 def new(item: Item, *extra: Node, flags: int = -1) -> Command:
@@ -265,34 +289,28 @@ def new(item: Item, *extra: Node, flags: int = -1) -> Command:
 
 def new_elements(item: Item, elements: Iterable[Nodes]) -> Iterator[Command]:
     """The messages that add elements to a set, as few as their size allows."""
-    encoded = (
-        netlink.attr(_LIST_ELEM | netlink.NLA_F_NESTED, attrs.encode(attrs.as_input(ELEMENT, e))) for e in elements
-    )
-    return element_commands(item, encoded, nf.NEWSETELEM)
+    yield from element_commands(item, (attrs.encode(attrs.as_input(ELEMENT, element)) for element in elements))
 
 
-_LIST_ELEM = 1
-
-
-def element_commands(item: Item, encoded: Iterable[bytes], message: int) -> Iterator[Command]:
-    """Messages that name a set and carry the encoded elements."""
-    head = elements_request(item)
-    verb = "add elements to" if message == nf.NEWSETELEM else "delete elements of"
-
-    def command(chunk: list[bytes]) -> Command:
-        body = netlink.nested(_LIST_ELEMENTS, *chunk)
-        return Command(message, item.family, nf.CREATE, head + body, f"{item.place}: {verb} set {item.name}")
-
+def element_commands(item: Item, elements: Iterable[bytes], message: int = nf.NEWSETELEM) -> Iterator[Command]:
+    """Messages that add (or, with DELSETELEM, delete) elements given by their encoded attributes."""
     chunk: list[bytes] = []
     size = 0
-    for element in encoded:
-        if size + len(element) > _LARGEST_LIST:
-            yield command(chunk)
+    for element in elements:
+        if size + len(element) + 4 > LARGEST_LIST:
+            yield list_command(item, b"".join(chunk), message)
             chunk, size = [], 0
-        chunk.append(element)
-        size += len(element)
+        chunk.append(netlink.attr(_LIST_ELEM, element))
+        size += len(element) + 4
     if chunk:
-        yield command(chunk)
+        yield list_command(item, b"".join(chunk), message)
+
+
+def list_command(item: Item, chunk: bytes, message: int = nf.NEWSETELEM) -> Command:
+    """The message that names a set and carries encoded list elements."""
+    verb = "add elements to" if message == nf.NEWSETELEM else "delete elements of"
+    payload = elements_request(item) + netlink.attr(_LIST_ELEMENTS | netlink.NLA_F_NESTED, chunk)
+    return Command(message, item.family, nf.CREATE, payload, f"{item.place}: {verb} set {item.name}")
 
 
 def _innermost_first(rules: Sequence[Item]) -> list[Item]:
@@ -309,7 +327,7 @@ def _innermost_first(rules: Sequence[Item]) -> list[Item]:
         done.append(rule)
 
     for key in list(by_chain):
-        if not key[2].startswith(_BINDING_PREFIX.decode() + "_"):
+        if not key[2].startswith(BINDING_PREFIX):
             for rule in by_chain.pop(key):
                 emit(rule)
     return done
@@ -320,5 +338,11 @@ def binding_chains(rule: Item) -> Iterator[str]:
     for name, data in attrs.expressions(rule.nodes):
         if name == b"immediate":
             target = attrs.text(attrs.children(attrs.children(data, 2), 2), 2)
-            if target.startswith(_BINDING_PREFIX.decode() + "_"):
+            if target.startswith(BINDING_PREFIX):
                 yield target
+
+
+def refers_to_anonymous(rule: Item) -> bool:
+    """Whether the rule has a set, map or chain inside it."""
+    names = (attrs.text(data, 1) for name, data in attrs.expressions(rule.nodes) if name == b"lookup")
+    return any(name.startswith(("__set", "__map")) for name in names) or any(binding_chains(rule))

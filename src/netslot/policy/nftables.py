@@ -1,47 +1,341 @@
-"""The nftables policy, and the nft variant of the iptables policy: one die for both.
+"""nftables in a slot, and the nft variant of iptables: one die for both.
 
-Cast by the real tool, stamped as one nfnetlink batch. See ``policy/base.py`` for what the verbs promise.
+:func:`cast` and :func:`cast_iptables` have the real tool load the rules once; the die that they return puts
+the same objects into any number of slots, in one nfnetlink transaction each. See docs/decisions/0015 to 0019.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from errno import EBUSY
 
-from netslot.errors import SpecError
+from netslot.errors import KernelError, UsageError
+from netslot.kernel import netlink, xtables
+from netslot.kernel import nf_attrs as attrs
 from netslot.kernel import nf_tables as nf
-from netslot.kernel.nf_attrs import RULE
+from netslot.kernel.nf_attrs import CHAIN, RULE, SET
+from netslot.kernel.nf_tables import Command
+from netslot.policy import cidr_sets, nft_bind, nft_state, nft_template
 from netslot.policy.base import Difference, Parameters, Values
-from netslot.policy.nft_cast import Cast, NftProgram, Program, cast_program, in_scratch, load_and_read, make_devices
-from netslot.policy.nft_template import Ruleset, commands, snapshot
-from netslot.policy.patches import Unpatchable
+from netslot.policy.cidr_sets import CidrSet
+from netslot.policy.iptables_places import words
+from netslot.policy.iptables_tool import Source
+from netslot.policy.nft_cast import Cast, cast_program, in_scratch, load_and_read, make_devices
+from netslot.policy.nft_lists import CIDRS, PORTS, ListSet, find
+from netslot.policy.nft_ports import PortLine, cast_port_lines, insert_ports
+from netslot.policy.nft_programs import IptablesProgram, NftProgram, Program
+from netslot.policy.nft_template import Item, Ruleset, element_key, list_command, snapshot
+from netslot.policy.patches import Unexplained, Unpatchable
 
-
-class NftablesDie:
-    """nf_tables rules compiled once; made by :func:`cast` or :func:`cast_iptables`."""
-
-    def __init__(self, program: Program, made: Cast, samples: Sequence[Values]) -> None:
-        self._program = program
-        self._template = made.template
-        self._constants = made.constants
-        self.fallback = made.reason
-        shown = made.template or load_and_read(program, samples[0])
-        self.rules = len(shown.items[RULE])
-
-    def stamp(self, values: Values) -> None:
-        """Put the rules into a fresh slot in one transaction, with the parameters' defaults bound."""
-        if self._template is None:
-            self._program.load(values)
-            return
-        with nf.Socket() as sock:
-            sock.commit(nf.Batch(list(commands(self._template.render(values)))))
+_FLUSH = Command(nf.DELTABLE, 0, 0, b"", "nf_tables: remove every table")
+_NETDEV = 5
+_BUSY_TRIES = 50
+_BUSY_WAIT_S = 0.01
+_LOADED_KEPT = 64
 
 
 def cast(
     text: str,
-    samples: Sequence[Values],
     *,
+    samples: Sequence[Values],
+    lists: Mapping[str, str] | None = None,
+    defaults: Parameters | None = None,
+    scalars: Collection[str] | None = None,
     file: str = "slot.nft",
 ) -> NftablesDie:
-    program = NftProgram(text, file)
-    made = cast_program(program, samples, ())
-    return NftablesDie(program, made, samples)
+    """Compile rules as ``nft -f`` takes them, with variables ``${name}``, into a die.
+
+    ``samples`` are the values of one or more slots, best the first, the last and some between. ``lists`` says
+    which parameters are lists: ``cidrs`` fill the set NAME (and NAME6), ``ports`` the map or set NAME that the
+    rules declare. ``defaults`` are what lists hold when no lease has bound them. ``scalars`` are the values
+    that ``bind`` may change; without it, any. SpecError, with file and line, when the tool refuses the rules or
+    a list's set is declared otherwise than its entries need; HostError without the tool.
+    """
+    return _cast(NftProgram(text, file), samples, dict(lists or {}), dict(defaults or {}), scalars, (), file)
+
+
+def cast_iptables(
+    rules: str,
+    rules6: str | None = None,
+    *,
+    samples: Sequence[Values],
+    lists: Mapping[str, str] | None = None,
+    defaults: Parameters | None = None,
+    scalars: Collection[str] | None = None,
+    file: str = "slot.rules",
+    file6: str = "slot.rules6",
+) -> NftablesDie:
+    """Compile rule files in iptables-save form by the nft variants of the tools; arguments as for the legacy one."""
+    kinds = dict(lists or {})
+    ports = tuple(name for name, kind in kinds.items() if kind == PORTS)
+    sources = [Source(xtables.IPV4, file, rules, ports)]
+    if rules6 is not None:
+        sources.append(Source(xtables.IPV6, file6, rules6, ports))
+    used = frozenset(word for source in sources for word in words(source.text))
+    sets = cidr_sets.sets_of((name for name, kind in kinds.items() if kind == CIDRS), used)
+    return _cast(IptablesProgram(sources, sets), samples, {}, dict(defaults or {}), scalars, sets, file)
+
+
+def _cast(
+    program: NftProgram | IptablesProgram,
+    samples: Sequence[Values],
+    lists: Mapping[str, str],
+    defaults: Parameters,
+    scalars: Collection[str] | None,
+    sets: tuple[CidrSet, ...],
+    file: str,
+) -> NftablesDie:
+    if not samples:
+        raise UsageError("casting rules needs the values of at least one slot")
+    made = cast_program(program, samples, scalars or ())
+    lines: Sequence[PortLine] = ()
+    if isinstance(program, IptablesProgram) and made.template is not None:
+        try:
+            lines = cast_port_lines(program, made.template, samples)
+        except Unexplained as error:
+            made = Cast(None, str(error), {})
+    shown = made.template or load_and_read(program, samples[0], {})
+    die = NftablesDie(program, made, lines, find(shown, lists, file), sets, defaults, scalars, len(shown.items[RULE]))
+    die.prove(samples)
+    return die
+
+
+class NftablesDie:
+    """nf_tables rules, ready to be put into slots. All verbs act in the calling thread's namespace."""
+
+    def __init__(
+        self,
+        program: Program,
+        made: Cast,
+        lines: Sequence[PortLine],
+        lists: Sequence[ListSet],
+        sets: tuple[CidrSet, ...],
+        defaults: Parameters,
+        scalars: Collection[str] | None,
+        rules: int,
+    ) -> None:
+        self._program = program
+        self._template = made.template
+        self._constants = made.constants
+        self._fallback = made.reason
+        self._lines = lines
+        self._lists = lists
+        self._sets = sets
+        self._defaults = defaults
+        self._rules = rules
+        names = program.variables()
+        self._scalars = names if scalars is None else names & frozenset(scalars)
+        template = made.template or Ruleset()
+        self._commands = nft_template.memoise(template)
+        self._messages = nft_state.memoise(template)
+        self._loaded: dict[tuple[tuple[str, str], ...], Ruleset] = {}
+
+    @property
+    def rules(self) -> int:
+        """Rules of one stamp, without those that stand for published ports."""
+        return self._rules
+
+    @property
+    def fallback(self) -> str | None:
+        """Why the tool is run in each slot, or None when bytes are stamped."""
+        return self._fallback
+
+    def stamp(self, values: Values) -> None:
+        """Put the rules in force in one transaction, in place of any that are there."""
+        if self._sets and not cidr_sets.ready(self._sets):
+            with netlink.Socket(netlink.NETLINK_NETFILTER) as link:
+                cidr_sets.create(link, self._sets, self._defaults)
+        self._replace_all(values, self._defaults)
+
+    def reset(self, values: Values) -> None:
+        """Replace everything, in one transaction: counters, limits, quotas and dynamic sets begin anew with it."""
+        if not self._sets:
+            self._replace_all(values, self._defaults)
+            return
+        with netlink.Socket(netlink.NETLINK_NETFILTER) as link:
+            if not cidr_sets.ready(self._sets):
+                with nf.Socket() as sock:
+                    sock.commit(nf.Batch([_FLUSH]))
+                _when_unused(lambda: cidr_sets.destroy_all(link))
+                cidr_sets.create(link, self._sets, self._defaults)
+            self._replace_all(values, self._defaults)
+            _when_unused(lambda: cidr_sets.reset(link, self._sets, self._defaults))
+
+    def read(
+        self, values: Values, parameters: Parameters, *, known_generation: int | None = None
+    ) -> list[Difference]:
+        """Compare everything in the namespace's nf_tables, and the rules' IP sets, with what they should be.
+
+        ``known_generation`` is what :meth:`generation` gave after the last stamp, bind, reset or good read of
+        this slot. While it stays, nobody has changed rules or sets, and nothing more is read; unless a chain
+        hangs on a device, whose end the number does not show.
+        """
+        content = {**self._defaults, **parameters}
+        ruleset = self._ruleset(values, content)
+        with nf.Socket() as sock:
+            steady = all(item.family != _NETDEV for item in ruleset.items[CHAIN])
+            if known_generation is not None and steady and sock.generation() == known_generation:
+                return cidr_sets.read(self._sets, content)
+            expected = nft_state.Expectation(ruleset, self._elements(ruleset, values, content), self._messages)
+            found = nft_state.differences(sock, expected)
+        return found + cidr_sets.read(self._sets, content)
+
+    def generation(self) -> int:
+        """The number of the namespace's nf_tables ruleset, which every transaction changes; for :meth:`read`."""
+        with nf.Socket() as sock:
+            return sock.generation()
+
+    def bind(self, values: Values, parameters: Parameters) -> None:
+        """Put a lease's lists and values in force in one transaction; lists that are not given hold their defaults.
+
+        Rules and elements that do not change keep counters and state. Where nf_tables has no way to change a
+        thing in place (a set inside a rule, the number of rules), the whole ruleset is replaced, and counters
+        and dynamic sets begin anew; established connections go on in either case.
+        """
+        content = {**self._defaults, **parameters}
+        if self._sets:
+            with netlink.Socket(netlink.NETLINK_NETFILTER) as link:
+                cidr_sets.restore(link, self._sets, content)
+        if self._fallback:
+            if self._scalars or self._lists or self._program_ports():
+                self._replace_all(values, content)
+            return
+        if not (self._scalars or self._lists or self._lines):
+            return
+        with nf.Socket() as sock:
+            changes = self._changes(sock, values, content)
+            if changes is not None:
+                sock.commit(nf.Batch(changes))
+                return
+        self._replace_all(values, content)
+
+    def _program_ports(self) -> bool:
+        return isinstance(self._program, IptablesProgram) and any(s.port_lines for s in self._program.sources)
+
+    def _changes(self, sock: nf.Socket, values: Values, content: Parameters) -> list[Command] | None:
+        """The messages that turn what the slot holds into what it should; None when all must be replaced."""
+        changes: list[Command] = []
+        ruleset = self._ruleset(values, content)
+        template = self._template
+        if template is None or (self._lines and not self._same_rules(sock, ruleset)):
+            return None
+        if self._scalars and not self._lines:
+            rendered = self._rendered(template, values)
+            if rendered is None:
+                return None
+            found = nft_bind.scalar_changes(sock, template, rendered, self._scalars)
+            if found is None:
+                return None
+            changes += found
+        for entry in self._lists:
+            item = ruleset.items[SET][entry.index]
+            own = nft_bind.list_changes(sock, item, entry.chunks(content.get(entry.parameter, ()), values))
+            if own is None:
+                return None
+            changes += own
+        return changes
+
+    def _same_rules(self, sock: nf.Socket, ruleset: Ruleset) -> bool:
+        return nft_state.Expectation(ruleset, {}, self._messages).same(sock, RULE)
+
+    def _replace_all(self, values: Values, content: Parameters) -> None:
+        with nf.Socket() as sock:
+            if self._fallback is None:
+                sock.commit(nf.Batch([_FLUSH, *self._everything(values, content)]))
+                return
+            sock.commit(nf.Batch([_FLUSH]))
+            self._program.load(values, content)
+            sock.commit(nf.Batch(list(self._fill(snapshot(sock), values, content))))
+
+    def _everything(self, values: Values, content: Parameters) -> Iterator[Command]:
+        ruleset = self._ruleset(values, content)
+        yield from nft_template.commands(ruleset, self._commands)
+        yield from self._fill(ruleset, values, content)
+
+    def _fill(self, ruleset: Ruleset, values: Values, content: Parameters) -> Iterator[Command]:
+        for entry in self._lists:
+            for chunk in entry.chunks(content.get(entry.parameter, ()), values):
+                yield list_command(ruleset.items[SET][entry.index], chunk)
+
+    def _elements(self, ruleset: Ruleset, values: Values, content: Parameters) -> nft_state.Lists:
+        found: dict[tuple[int, str, str], Sequence[bytes]] = {}
+        for entry in self._lists:
+            item = ruleset.items[SET][entry.index]
+            found[item.family, item.table, item.name] = entry.chunks(content.get(entry.parameter, ()), values)
+        return found
+
+    def _ruleset(self, values: Values, content: Parameters) -> Ruleset:
+        """What one slot holds. Values beyond what the casting learnt go to the tool, in a scratch namespace."""
+        if self._template is not None:
+            rendered = self._rendered(self._template, values)
+            if rendered is not None:
+                return insert_ports(rendered, self._lines, values, content) if self._lines else rendered
+        key = tuple((name, values.get(name, "")) for name in sorted(self._program.variables()))
+        key += tuple((name, "\n".join(entries)) for name, entries in content.items() if self._program_ports())
+        if key not in self._loaded:
+            if len(self._loaded) >= _LOADED_KEPT:
+                self._loaded.pop(next(iter(self._loaded)))
+            self._loaded[key] = load_and_read(self._program, values, content)
+        return self._loaded[key]
+
+    def _rendered(self, template: Ruleset, values: Values) -> Ruleset | None:
+        """The template with a slot's values; None when the template does not cover them."""
+        if any(values.get(name) != text for name, text in self._constants.items()):
+            return None
+        try:
+            rendered = template.render(values)
+        except Unpatchable:
+            return None
+        return None if _elements_collide(template, rendered) else rendered
+
+    def prove(self, samples: Sequence[Values]) -> None:
+        """Stamp a scratch namespace and compare with what the tool made; fall back when they differ."""
+        if self._template is None:
+            return
+        values = samples[-1]
+        ruleset = self._ruleset(values, {})
+
+        def act() -> str | None:
+            make_devices(self._program.devices(values), 1)
+            self._program.prepare()
+            with nf.Socket() as sock:
+                try:
+                    sock.commit(nf.Batch(list(nft_template.commands(ruleset, self._commands))))
+                except KernelError as error:
+                    return f"the kernel does not take back what the tool made ({error})"
+                found = nft_state.differences(sock, nft_state.Expectation(ruleset, {}, self._messages))
+            return f"what is stamped is not what the tool makes ({found[0]})" if found else None
+
+        self._fallback = in_scratch(act)
+        if self._fallback:
+            self._template, self._lines = None, ()
+
+
+def _elements_collide(template: Ruleset, rendered: Ruleset) -> bool:
+    """Two elements of a set got one key: the tool would have merged them, or joined their intervals."""
+    for form, item in zip(template.items[SET], rendered.items[SET], strict=True):
+        if form.varies and len({_key(item, element) for element in item.elements}) < len(item.elements):
+            return True
+    return False
+
+
+def _key(item: Item, element: attrs.Nodes) -> bytes:
+    return element_key(element)[:-1] if not attrs.leaf(element, attrs.ELEM_KEY_END) else attrs.encode(element)
+
+
+def _when_unused(destroy: object) -> None:
+    """Call ``destroy`` until no rule refers to the sets: the kernel lets go of removed rules a little later."""
+    assert callable(destroy)
+    for attempt in range(_BUSY_TRIES):
+        try:
+            destroy()
+        except KernelError as error:
+            if error.errno != EBUSY or attempt == _BUSY_TRIES - 1:
+                raise
+            time.sleep(_BUSY_WAIT_S)
+        else:
+            return
+
+
+__all__ = ["NftablesDie", "cast", "cast_iptables"]
