@@ -310,7 +310,8 @@ class _Finder:
         for rule in chain.rules:
             traces = self._traces.get(rule)
             if traces is not None and traces.mac >= 0:
-                self._same(node, traces.mac)
+                if self._root(traces.mac) == traces.mac:  # two tenants can use one MAC, behind different bridges
+                    self._same(node, traces.mac)
                 if traces.src >= 0:
                     self._same(node, traces.src)
 
