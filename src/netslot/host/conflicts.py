@@ -31,10 +31,11 @@ _WILDCARD = re.compile(r'(?:-[io] (?P<ipt>[\w.-]+)\+)|(?:[io]ifname (?:!= )?"(?P
 
 @dataclass(frozen=True, slots=True)
 class ForwardPolicy:
-    """A base chain on the forward hook that drops what it does not accept; ``tool`` is what changes it."""
+    """A base chain on the forward hook that drops what it does not accept; ``chain`` as its tool calls it."""
 
-    tool: str
+    family: str
     chain: str
+    is_iptables: bool
 
 
 def assumed_uplink() -> str:
@@ -125,31 +126,26 @@ def _routes(spec: HostSpec, links: list[rtnetlink.Link], routes: list[rtnetlink.
 
 def _forward(spec: HostSpec, rules: str) -> Iterator[Finding]:
     for policy in forward_policies():
-        accepted = f"-i {spec.prefix}+" if policy.tool != "nft" else f'iifname "{spec.prefix}*" accept'
-        if accepted in rules:
+        if policy.family == "ip6" and spec.addresses.pool6 is None:
             continue
-        why = "what it does not accept is dropped, and an accept in a table of netslot's own does not override it"
-        yield Finding(
-            "warning", f"{policy.chain} drops forwarded packets by policy", why, _accept_command(spec, policy, rules)
-        )
+        what = f"{policy.chain} drops forwarded packets by policy"
+        if policy.is_iptables:
+            yield Finding("info", what, "netslot up puts a jump to its own accepting rules into that chain")
+        elif f'iifname "{spec.prefix}*" accept' not in rules:
+            why = "what it does not accept is dropped, and an accept in a table of netslot's own does not override it"
+            fix = " && ".join(
+                f"nft 'insert rule {policy.chain} {way} \"{spec.prefix}*\" accept'" for way in ("iifname", "oifname")
+            )
+            yield Finding("warning", what, why, fix)
     if "firewalld" in rules:
         why = "it rejects what is forwarded between zones that it was not told about"
         fix = f"firewall-cmd --permanent --zone=trusted --add-source={spec.addresses.pool} && firewall-cmd --reload"
         yield Finding("warning", "firewalld's rules are loaded", why, fix)
 
 
-def _accept_command(spec: HostSpec, policy: ForwardPolicy, rules: str) -> str:
-    if policy.tool == "nft":
-        return " && ".join(
-            f"nft 'insert rule {policy.chain} {way} \"{spec.prefix}*\" accept'" for way in ("iifname", "oifname")
-        )
-    chain = "DOCKER-USER" if ":DOCKER-USER " in rules else "FORWARD"  # Docker leaves that chain to its users
-    return " && ".join(f"{policy.tool} -I {chain} {way} {spec.prefix}+ -j ACCEPT" for way in ("-i", "-o"))
-
-
 def forward_policies() -> list[ForwardPolicy]:
     """The chains on the forward hook with policy drop, of both iptables variants and of nftables."""
-    found = [ForwardPolicy(tool, f"{tool} filter FORWARD") for tool in _legacy_dropping()]
+    found = [ForwardPolicy(family, f"{tool} filter FORWARD", True) for family, tool in _legacy_dropping()]
     with nf_tables.Socket() as sock:
         try:
             chains = sock.dump(nf_tables.GETCHAIN, b"", "list nftables chains")
@@ -172,15 +168,14 @@ def forward_policies() -> list[ForwardPolicy]:
         if table == _OWN_TABLE:
             continue
         is_iptables = (table, name) == ("filter", "FORWARD") and family in ("ip", "ip6")
-        tool = {"ip": "iptables-nft", "ip6": "ip6tables-nft"}[family] if is_iptables else "nft"
-        found.append(ForwardPolicy(tool, f"{family} {table} {name}"))
+        found.append(ForwardPolicy(family, f"{family} {table} {name}", is_iptables))
     return found
 
 
-def _legacy_dropping() -> list[str]:
+def _legacy_dropping() -> list[tuple[str, str]]:
     return [
-        tool
-        for tool in ("iptables-legacy", "ip6tables-legacy")
+        (family, tool)
+        for family, tool in (("ip", "iptables-legacy"), ("ip6", "ip6tables-legacy"))
         if re.search(r"^:FORWARD DROP", _saved(f"{tool}-save"), re.MULTILINE)
     ]
 
