@@ -168,4 +168,3 @@ def _set_elements(one: Tenant) -> dict[str, list[str]]:
         "resolvers": [f"{source} . {resolver} . {proto} . 53" for resolver in RESOLVERS for proto in ("udp", "tcp")],
         "ports": [f"{source} . {protocol} . {ports}" for protocol, ports in DENIED_PORTS],
     }
-

@@ -14,13 +14,15 @@ from typing import Any
 from netslot.bench import machine, measure, shapes
 from netslot.bench.field import Guest, Place, add_guest, add_place, prepare_root
 from netslot.bench.measure import Client, Samples
-from netslot.bench.shapes import Shape
-from netslot.bench.slot_rules import BACKENDS, bare_nat, cast_backend
+from netslot.bench.shapes import LegacyTable, Shape
+from netslot.bench.slot_rules import BACKENDS, cast_backend
 from netslot.bench.statistics import median
-from netslot.bench.tenants import GUEST, RULES_PER_TENANT, SLOT_PREFIX, Tenant
+from netslot.bench.tenants import GUEST, RULES_PER_TENANT, SLOT_NFT_NAT, Tenant
+from netslot.bench.yard import Yard
 from netslot.errors import UsageError
 from netslot.kernel import netns
 from netslot.policy.base import Die
+from netslot.spec.render import render
 
 Say = Callable[[str], None]
 
@@ -35,7 +37,7 @@ ROOT_SHAPES = (
 SLOT_SHAPES = tuple(f"slots-{backend}" for backend in BACKENDS)
 SHAPES = ("none", "nat-only", *ROOT_SHAPES, *SLOT_SHAPES)
 
-_POOLS = {"slot": "10.201.0.0", "plain": "10.203.0.0", "twin": "10.208.0.0"}
+_PLAIN_POOL = IPv4Address("10.203.0.0")
 _OWN_LINKS = IPv4Address("100.64.0.0")
 _BLOCK_S = 2.5
 _LEAST_SAMPLES = 5
@@ -69,13 +71,15 @@ class _Run:
 
     name: str
     root: Shape
-    guests: list[Guest]
+    guests: list[Guest] = field(default_factory=list)
     samples: list[Samples] = field(default_factory=list)
     add: dict[str, float] = field(default_factory=dict)
     load_s: float | None = None
+    legacy_tables: list[LegacyTable] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.samples = [Samples() for _ in self.guests]
+    def seat(self, guests: list[Guest]) -> None:
+        self.guests = guests
+        self.samples = [Samples() for _ in guests]
 
     def result(self) -> dict[str, Any]:
         positions = [s.summary(guest.slot) for guest, s in zip(self.guests, self.samples, strict=True)]
@@ -124,25 +128,29 @@ class _Bench:
         self._positions = spread(plan.slots, plan.positions)
         self._bare: dict[int, Guest] = {}
         self._dies: dict[str, Die] = {}
+        self._inhabited: dict[str, list[int]] = {}
+        self._yard: Yard | None = None
 
     def run(self) -> list[dict[str, Any]]:
         allowed = os.sched_getaffinity(0)
         measure.pin_thread()
         prepare_root()
         self._cast()
-        self._fill()
         os.sched_setaffinity(0, allowed)  # tools are children of this thread: they may run anywhere
+        loaded = self._load_shapes()
+        self._fill()
         client = Client()
         try:
-            runs = self._prepare()
+            runs = [self._settle(name, loaded[name]) for name in self._wanted(SHAPES)]
             self._rounds(client, [run for run in runs if not run.root.legacy])
             for run in runs:
                 if run.root.legacy:
                     self._legacy(client, run)
         finally:
             client.close()
-        order = {name: place for place, name in enumerate(SHAPES)}
-        return [run.result() for run in sorted(runs, key=lambda run: order[run.name])]
+            if self._yard is not None:
+                self._yard.close()
+        return [run.result() for run in runs]
 
     def _wanted(self, names: Sequence[str]) -> list[str]:
         return [name for name in names if name in self._plan.shapes]
@@ -153,51 +161,64 @@ class _Bench:
             self._dies[backend] = cast_backend(backend)
 
     def _fill(self) -> None:
-        """Build every slot with its rules: one backend after the other in turn, where several are measured."""
-        if not self._dies:
+        """Build every slot with its rules. Where several backends are measured, slots take turns with them."""
+        backends = list(self._dies)
+        if not backends:
             return
-        dies = list(self._dies.values())
+        turns = len(backends)
+        for place, backend in enumerate(backends):
+            members = range(1 + place, self._plan.slots + 1, turns)
+            self._inhabited[backend] = [members[at - 1] for at in spread(len(members), self._plan.positions)]
+        yard = Yard(self._plan.slots)
         start = time.monotonic()
         for number in range(1, self._plan.slots + 1):
-            place = _place(f"{SLOT_PREFIX}{number}", "slot", number)
-            add_place(place)
-            _stamp(place, dies[number % len(dies)])
+            backend = backends[(number - 1) % turns]
+            yard.build(number, self._dies[backend], with_guest=number in self._inhabited[backend])
         self._say(f"{self._plan.slots} slots with their rules built in {time.monotonic() - start:.1f} s")
+        self._yard = yard
 
-    def _prepare(self) -> list[_Run]:
-        runs = [run for name in self._wanted(SHAPES) for run in self._runs(name)]
+    def _load_shapes(self) -> dict[str, _Run]:
+        """Load all arrangements of root while there are no links yet, switched off."""
+        count = self._plan.slots
+        runs = {}
+        for name in self._wanted(SHAPES):
+            if name in SLOT_SHAPES:
+                runs[name] = _Run(name, shapes.static_root())
+            elif name == "none":
+                runs[name] = _Run(name, shapes.no_rules())
+            elif name == "root-nft-table-per-tenant":
+                runs[name] = _Run(name, shapes.load_tables(count))
+                runs[name].root.switch(False)
+            else:
+                runs[name] = _Run(name, shapes.make(name, count))
+                self._load(runs[name])
         if self._dies:
-            self._load(_Run("static", shapes.static_root(), []))
+            self._load(_Run("static", shapes.static_root()))
         return runs
 
-    def _runs(self, name: str) -> Iterator[_Run]:
-        count = self._plan.slots
-        if name == "none":
-            yield _Run(name, shapes.no_rules(), [self._plain_guest(slot) for slot in self._positions])
-            return
-        if name in SLOT_SHAPES:
-            backend = name.removeprefix("slots-")
-            guests = [self._slot_guest(slot, backend) for slot in self._positions]
-            yield _Run(name, shapes.static_root(), guests)
-            return
-        if name == "root-nft-table-per-tenant":
-            shape = shapes.load_tables(count)
-            shape.switch(False)
-            yield _Run(name, shape, [self._bare_guest(slot) for slot in spread(shape.tenants, self._plan.positions)])
-            return
-        run = _Run(name, shapes.make(name, count), [self._bare_guest(slot) for slot in self._positions])
-        if not run.root.legacy:
-            self._load(run)
-        yield run
-
     def _load(self, run: _Run) -> None:
-        run.load_s = run.root.load()
-        self._say(f"{run.name}: {run.root.root_rules} rules loaded in {run.load_s:.1f} s")
-        if not run.root.legacy:
+        if run.root.legacy:
+            run.legacy_tables, run.load_s = run.root.load_legacy()
+        else:
+            run.load_s = run.root.load()
             run.root.switch(False)
+        self._say(f"{run.name}: {run.root.root_rules} rules loaded in {run.load_s:.1f} s")
+
+    def _settle(self, name: str, run: _Run) -> _Run:
+        """Give a shape its guests."""
+        if name in SLOT_SHAPES:
+            assert self._yard is not None
+            guests = [self._yard.guest(slot) for slot in self._inhabited[name.removeprefix("slots-")]]
+        elif name == "none":
+            guests = [self._plain_guest(slot) for slot in self._positions]
+        else:
+            last = run.root.tenants or self._plan.slots
+            guests = [self._bare_guest(slot) for slot in spread(last, self._plan.positions)]
+        run.seat(guests)
+        return run
 
     def _rounds(self, client: Client, runs: list[_Run]) -> None:
-        """Shapes of one arrangement of root are measured together, their tenants shuffled among each other."""
+        """Every round measures every shape. Blocks are of one shape: each then has the caches to as few tenants."""
         groups: dict[str, list[_Run]] = {}
         for run in runs:
             groups.setdefault(run.root.name, []).append(run)
@@ -206,8 +227,10 @@ class _Bench:
             order = list(groups.values())
             self._dice.shuffle(order)
             for group in order:
+                self._dice.shuffle(group)
                 with _switched(group[0].root):
-                    self._block(client, group, _share(plan.samples, plan.rounds, number))
+                    for run in group:
+                        self._block(client, run, _share(plan.samples, plan.rounds, number))
             self._say(f"round {number + 1} of {plan.rounds} measured")
         for group in groups.values():
             with _switched(group[0].root):
@@ -215,16 +238,15 @@ class _Bench:
                     self._time_additions(run)
 
     def _legacy(self, client: Client, run: _Run) -> None:
-        self._load(run)
-        self._block(client, [run], self._plan.samples)
+        """Legacy tables cannot be switched off without a trace, so they come when all else has been measured."""
+        for table in run.legacy_tables:
+            table.put()
+        self._block(client, run, self._plan.samples)
         self._time_additions(run)
-        run.root.unload()
 
-    def _block(self, client: Client, group: list[_Run], count: int) -> None:
-        guests = [guest for run in group for guest in run.guests]
-        samples = [one for run in group for one in run.samples]
+    def _block(self, client: Client, run: _Run, count: int) -> None:
         with _pinned():
-            client.block(guests, samples, count, self._dice, least=_LEAST_SAMPLES, budget_s=_BLOCK_S * len(group))
+            client.block(run.guests, run.samples, count, self._dice, least=_LEAST_SAMPLES, budget_s=_BLOCK_S)
 
     def _time_additions(self, run: _Run) -> None:
         times = self._plan.add_times
@@ -239,7 +261,7 @@ class _Bench:
     def _stamp_times(self, backend: str, times: int) -> list[float]:
         """µs of a stamp in each of ``times`` fresh namespaces."""
         taken = []
-        values = {"guest_address": GUEST, "address": str(IPv4Address(_POOLS["slot"]) + 1)}
+        values = {"guest_address": GUEST, "address": "10.201.0.3"}
         for _ in range(times):
             with netns.fresh():
                 start = time.perf_counter()
@@ -248,7 +270,8 @@ class _Bench:
         return taken
 
     def _plain_guest(self, slot: int) -> Guest:
-        place = _place(f"plain{slot}", "plain", slot)
+        base = _PLAIN_POOL + 2 * slot
+        place = Place(f"plain{slot}", f"plain{slot}", str(base), str(base + 1))
         add_place(place)
         own_link = IPv4Network((int(_OWN_LINKS) + 2 * slot, 31))
         return add_guest(place, slot, own_link)
@@ -260,17 +283,9 @@ class _Bench:
             place = Place(tenant.interface, tenant.interface, tenant.root_address, tenant.address)
             add_place(place)
             guest = add_guest(place, slot)
-            _stamp(place, bare_nat())
+            _source_nat(place)
             self._bare[slot] = guest
         return self._bare[slot]
-
-    def _slot_guest(self, slot: int, backend: str) -> Guest:
-        letter = "abc"[BACKENDS.index(backend)]
-        place = _place(f"{SLOT_PREFIX}{slot}{letter}", "twin", 3 * slot + BACKENDS.index(backend))
-        add_place(place)
-        guest = add_guest(place, slot)
-        _stamp(place, self._dies[backend])
-        return guest
 
 
 def _share(total: int, parts: int, part: int) -> int:
@@ -278,16 +293,12 @@ def _share(total: int, parts: int, part: int) -> int:
     return total // parts + (part < total % parts)
 
 
-def _place(name: str, pool: str, number: int) -> Place:
-    base = IPv4Address(_POOLS[pool]) + 2 * number
-    return Place(name, name, str(base), str(base + 1))
-
-
-def _stamp(place: Place, die: Die) -> None:
+def _source_nat(place: Place) -> None:
+    """The NAT that a slot's rules have too, loaded by the tool."""
     inside = netns.open_named(place.netns)
     try:
         with netns.entered(inside):
-            die.stamp({"guest_address": GUEST, "address": place.address})
+            shapes.run_tool(shapes.NFT, render(SLOT_NFT_NAT, {"address": place.address}, file="bench.nft"))
     finally:
         os.close(inside)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-
-from netslot.bench.tenants import GUEST, SLOT_IPTABLES, SLOT_NFT, SLOT_NFT_NAT
+from netslot.bench.tenants import GUEST, SLOT_IPTABLES, SLOT_NFT
 from netslot.errors import NetslotError
 from netslot.policy import iptables, nftables
 from netslot.policy.base import Die
@@ -29,9 +27,3 @@ def cast_backend(backend: str) -> Die:
     if die.fallback:
         raise NetslotError(f"the benchmark's {backend} rules are not stamped: {die.fallback}")
     return die
-
-
-@functools.cache
-def bare_nat() -> Die:
-    """A slot that has the NAT and no other rules."""
-    return nftables.cast(SLOT_NFT_NAT, samples=_SAMPLES, file="bench.nft")

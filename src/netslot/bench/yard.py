@@ -1,0 +1,67 @@
+"""Slots for benchmarks: netslot's own, built by the code that ``netslot up`` runs, with the benchmark's rules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from netslot.bench.field import Guest
+from netslot.bench.tenants import GATEWAY, GUEST, SLOT_PREFIX, UPLINK
+from netslot.host.plan import SlotPlan
+from netslot.host.slots import Template, Workshop
+from netslot.kernel import netns
+from netslot.policy.base import Die
+from netslot.spec.load import parse
+from netslot.spec.model import HostSpec
+
+HOST_ID = "bench"
+
+_SPEC = f"""
+prefix = "{SLOT_PREFIX}"
+uplink = "{UPLINK}"
+
+[addresses]
+pool = "10.201.0.0/16"
+guest = "{GUEST}/30"
+gateway = "{GATEWAY}"
+
+[class.machine]
+slots = {{slots}}
+[class.machine.attachment]
+kind = "tap"
+
+[class.container]
+slots = 1
+[class.container.attachment]
+kind = "veth"
+interface = "tap0"
+"""
+
+
+def host_spec(slots: int) -> HostSpec:
+    """``slots`` sandboxes with a tap each; class ``container`` differs in that a guest can live in it."""
+    return parse(_SPEC.format(slots=slots), Path("bench.toml"))
+
+
+class Yard:
+    """Makes slots in the calling :class:`netns.Worker` thread's namespace."""
+
+    def __init__(self, slots: int) -> None:
+        self.spec = host_spec(slots)
+        self.workshop = Workshop()
+
+    def close(self) -> None:
+        self.workshop.close()
+
+    def plan(self, number: int, kind: str = "machine") -> SlotPlan:
+        return SlotPlan(self.spec, self.spec.classes[kind], number, HOST_ID)
+
+    def build(self, number: int, die: Die, *, with_guest: bool = False) -> None:
+        """Make slot ``number`` with the rules of ``die``: with a tap, or with a guest's namespace behind it."""
+        plan = self.plan(number, "container" if with_guest else "machine")
+        self.workshop.build(plan, Template(rules=(die,), others=()))
+
+    def guest(self, number: int) -> Guest:
+        """The guest of a slot that was built with one."""
+        plan = self.plan(number, "container")
+        assert plan.inner_netns is not None
+        return Guest(number, netns.open_named(plan.inner_netns))

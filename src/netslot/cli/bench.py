@@ -1,0 +1,84 @@
+"""``netslot bench``: what a host pays for its tenants' rules, measured on this machine."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from netslot.bench import picture, report, skew, stage
+
+
+@click.group("bench")
+def bench() -> None:
+    """Measure on this machine, in throwaway namespaces: nothing outside them is touched.
+
+    Needs root, or user namespaces.
+    """
+
+
+@bench.command("skew")
+@click.option("--slots", default=4000, show_default=True, help="Tenants of the host that is played.")
+@click.option("--shape", "shapes", multiple=True, type=click.Choice(skew.SHAPES), help="Only this one; repeatable.")
+@click.option(
+    "--positions", default=5, show_default=True, help="How many tenants are measured, first and last among them."
+)
+@click.option("--samples", default=400, show_default=True, help="Connections of each tenant.")
+@click.option("--picture", "file", metavar="FILE", help="Draw the result as .svg or .png.")
+@click.option("--json", "as_json", is_flag=True, help="Machine output on stdout.")
+@click.pass_context
+def skew_command(
+    context: click.Context,
+    slots: int,
+    shapes: tuple[str, ...],
+    positions: int,
+    samples: int,
+    file: str | None,
+    as_json: bool,
+) -> None:
+    """Time a TCP connect for the first, the last and some tenants between, for every arrangement of rules.
+
+    \b
+    netslot bench skew --slots 400
+    netslot bench skew --picture skew.svg
+    netslot bench skew --shape root-nft-verdict-map --shape slots-nftables --json
+    """
+    plan = skew.Plan(slots, shapes or skew.SHAPES, positions=positions, samples=samples)
+    if file is not None:
+        picture.check_name(file)
+
+    def measure() -> dict[str, Any]:
+        result = skew.measure_skew(plan, say)
+        if file is not None:
+            picture.draw(result, file)
+        return result
+
+    run(context, measure, report.skew_table, as_json)
+
+
+def say(text: str) -> None:
+    """Progress goes to stderr, and only where a person sees it."""
+    if sys.stderr.isatty():
+        print(text, file=sys.stderr, flush=True)
+
+
+def run(
+    context: click.Context,
+    measure: Callable[[], dict[str, Any]],
+    show: Callable[[dict[str, Any]], str],
+    as_json: bool,
+) -> None:
+    """Measure on a stage and print there; end with the stage's exit status."""
+    machine_output = as_json or bool(getattr(context.obj, "json", False))
+
+    def act() -> int:
+        result = measure()
+        print(json.dumps(result, indent=1) if machine_output else show(result))
+        return 0
+
+    status = stage.play(act)
+    if status:
+        context.exit(status)
