@@ -51,9 +51,11 @@ def audit(
     DUMP is the output of iptables-save or ip6tables-save (or both, as one file or two), '-' for stdin.
     """
     gc.disable()  # the model is built once and kept: collecting it in between costs a third of the time
-    dump = read_dumps(dumps, live)
-    tenants = read_tenants(tenants_file) if tenants_file else None
-    result = auditor.audit(dump, tenants)
+    try:
+        tenants = read_tenants(tenants_file) if tenants_file else None
+        result = auditor.audit(read_dumps(dumps, live), tenants)
+    finally:
+        gc.enable()
     if live:
         result = _with_census(result, host_census.take())
     if measure:
@@ -117,7 +119,7 @@ def _with_census(result: Audit, census: host_census.Census) -> Audit:
     """Findings about the host's other linear walks, and rules about links that no longer exist."""
     many = result.tenants
     found = [
-        Finding("live", f"{census.ip_rules} policy routing rules, looked up one after the other for each new route")
+        Finding("live", f"{census.ip_rules} policy routing rules, tried one after the other at each routing decision")
     ]
     worst = max(census.base_chains.items(), key=lambda item: item[1], default=None)
     if worst:
