@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 from netslot.errors import KernelError
 from netslot.host.plan import GUEST, INNER_UPLINK, LOOPBACK, UPLINK, SlotPlan, any_network
 from netslot.kernel import rtnetlink as rt
-from netslot.kernel import tun
+from netslot.kernel import fib, tun
 from netslot.kernel.netlink import Request, Socket
 from netslot.kernel.sysctl import Sysctls
 
@@ -180,49 +180,89 @@ class State(NamedTuple):
 
 
 def read(sock: Socket) -> State:
-    """The links, addresses, routes and permanent neighbours of the socket's namespace."""
+    """The links, addresses, routes and permanent neighbours of the socket's namespace.
+
+    Without routes of the routes policy, which looks after its own, and without carriers, which are the workload's.
+    """
     return State(
-        {link.ifindex: link for link in rt.links(sock)},
+        {link.ifindex: link._replace(carrier=False) for link in rt.links(sock)},
         frozenset(rt.addresses(sock)),
-        frozenset(route._replace(request=b"") for route in rt.routes(sock)),
-        frozenset(rt.neighbours(sock)),
+        frozenset(route._replace(request=b"") for route in rt.routes(sock) if route.protocol != fib.PROTOCOL),
+        frozenset(entry for entry in rt.neighbours(sock) if entry.permanent),
     )
+
+
+def read_root(sock: Socket) -> dict[str, State]:
+    """By name, each link of the root namespace and what is configured on it, with link indexes taken out.
+
+    One dump of each kind for all slots.
+    """
+    addresses: dict[int, set[rt.AddressRecord]] = {}
+    routes: dict[int, set[rt.RouteRecord]] = {}
+    neighbours: dict[int, set[rt.NeighbourRecord]] = {}
+    for address in rt.addresses(sock):
+        addresses.setdefault(address.link, set()).add(address._replace(link=0))
+    for route in rt.routes(sock):
+        routes.setdefault(route.link, set()).add(route._replace(link=0, request=b""))
+    for entry in rt.neighbours(sock):
+        if entry.permanent:
+            neighbours.setdefault(entry.link, set()).add(entry._replace(link=0))
+    return {
+        link.name: State(
+            {0: link._replace(ifindex=0, carrier=False)},
+            frozenset(addresses.get(link.ifindex, ())),
+            frozenset(routes.get(link.ifindex, ())),
+            frozenset(neighbours.get(link.ifindex, ())),
+        )
+        for link in rt.links(sock)
+    }
 
 
 class Expectation:
     """What a slot of one class should look like, learnt from a slot that was just built.
 
     So nothing is assumed about which routes this kernel adds for an address. ``sample`` is the slot's plan,
-    ``state`` what was read from it; another slot's expectation is the same with that slot's own values.
+    ``slot`` and ``root`` what was read inside it and of root's end; another slot's expectation is the same with
+    that slot's own values.
     """
 
-    def __init__(self, sample: SlotPlan, state: State) -> None:
+    def __init__(self, sample: SlotPlan, slot: State, root: State) -> None:
         self._own = _own_values(sample)
-        self._state = state
+        self._tag, self._root_if = sample.tag, sample.root_if
+        self._slot, self._root = slot, root
 
-    def of(self, plan: SlotPlan) -> State:
-        """The state of ``plan``'s slot when nothing drifted."""
+    def slot(self, plan: SlotPlan) -> State:
+        """What the slot of ``plan`` holds when nothing drifted."""
+        return self._of(plan, self._slot)
+
+    def root(self, plan: SlotPlan) -> State:
+        """What root's end of the link of ``plan`` is when nothing drifted, as :func:`read_root` has it."""
+        return self._of(plan, self._root)
+
+    def _of(self, plan: SlotPlan, state: State) -> State:
         change = dict(zip(self._own, _own_values(plan), strict=True))
         get = change.get
         links = {
-            index: link._replace(alias=plan.tag if index == LOOPBACK else link.alias, mac=_mac(link.mac, change))
-            for index, link in self._state.links.items()
+            index: link._replace(
+                name=plan.root_if if link.name == self._root_if else link.name,
+                alias=plan.tag if link.alias == self._tag else link.alias,
+                mac=_mac(link.mac, change),
+            )
+            for index, link in state.links.items()
         }
         return State(
             links,
-            frozenset(
-                record._replace(address=get(record.address, record.address)) for record in self._state.addresses
-            ),
+            frozenset(record._replace(address=get(record.address, record.address)) for record in state.addresses),
             frozenset(
                 record._replace(
                     destination=get(record.destination, record.destination),
                     gateway=get(record.gateway, record.gateway),
                 )
-                for record in self._state.routes
+                for record in state.routes
             ),
             frozenset(
                 record._replace(address=get(record.address, record.address), mac=_mac(record.mac, change))
-                for record in self._state.neighbours
+                for record in state.neighbours
             ),
         )
 
@@ -232,6 +272,8 @@ def _own_values(plan: SlotPlan) -> list[bytes]:
     values = [bytes.fromhex(plan.values[name].replace(":", "")) for name in ("root_mac", "uplink_mac")]
     for root, own in plan.link_pairs():
         values += [root.ip.packed, own.ip.packed]
+    if plan.ipv6:
+        values.append(plan.addresses.network6(plan.number).network_address.packed)
     return values
 
 
@@ -252,7 +294,7 @@ def differences(plan: SlotPlan, wanted: State, found: State) -> Iterator[tuple[s
             yield where, "not the slot's"
         else:
             for field in rt.Link._fields:
-                if field != "carrier" and getattr(expected, field) != getattr(actual, field):
+                if getattr(expected, field) != getattr(actual, field):
                     yield where, _changed(field, getattr(expected, field), getattr(actual, field))
     for address, verb in _two_ways(wanted.addresses, found.addresses):
         shown = f"{_shown(address.address)}/{address.prefix_length}"
@@ -297,8 +339,9 @@ def mend(plan: SlotPlan, wanted: State, slot: Socket) -> None:
     for route in rt.routes(slot):
         if route._replace(request=b"") not in wanted.routes:
             requests.append(Request(rt.RTM_DELROUTE, 0, route.request, "delete route"))
-    for entry in found.neighbours - wanted.neighbours:
-        requests.append(rt.delete_neighbour(entry.link, ip_address(entry.address)))
+    for entry in rt.neighbours(slot):
+        if entry not in wanted.neighbours:
+            requests.append(rt.delete_neighbour(entry.link, ip_address(entry.address)))
     for record in found.addresses - wanted.addresses:
         address = ip_interface((ip_address(record.address), record.prefix_length))
         requests.append(rt.delete_address(record.link, address))

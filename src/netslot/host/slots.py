@@ -48,7 +48,7 @@ class Template:
         assert self.expectation is not None
         with Socket() as slot:
             found = links.read(slot)
-        wanted = self.expectation.of(plan)
+        wanted = self.expectation.slot(plan)
         result = [Difference(*pair) for pair in links.differences(plan, wanted, found)] if found != wanted else []
         for die in self.dies:
             result += die.read(values, parameters)
@@ -75,37 +75,29 @@ class Workshop:
     # --- building ------------------------------------------------------------------------------------
 
     def build(self, plan: SlotPlan, template: Template) -> None:
-        """Make the slot with everything in it. KernelError leaves nothing of it behind."""
+        """Make the slot with everything in it, and pin it. KernelError leaves nothing of it behind."""
+        with self.unseen(plan, template) as slot_fd:
+            netns.pin(plan.netns, slot_fd)
+            self._lap("pin")
+
+    @contextlib.contextmanager
+    def unseen(self, plan: SlotPlan, template: Template) -> Iterator[int]:
+        """A slot that is whole but not pinned, as a descriptor; unless it is pinned it goes with the block."""
         self._last = time.perf_counter()
         with contextlib.ExitStack() as held:
-            inner_fd = held.enter_context(self._inner_namespace()) if plan.inner_netns else None
-            slot_fd = -1
+            inner_fd = held.enter_context(_new_namespace()) if plan.inner_netns else None
+            slot_fd = held.enter_context(_new_namespace())
+            self._lap("namespace")
             try:
-                with netns.fresh():
-                    slot_fd = netns.open_own()
-                    self._lap("namespace")
+                with netns.entered(slot_fd):
                     self._furnish(plan, template, inner_fd)
                 self.open_root_side(plan)
-                if inner_fd is not None and plan.inner_netns:
+                if inner_fd is not None:
                     self.finish_inner(plan, inner_fd)
-                netns.pin(plan.netns, slot_fd)
-                self._lap("pin")
+                yield slot_fd
             except BaseException:
                 self.destroy(plan)
                 raise
-            finally:
-                if slot_fd >= 0:
-                    os.close(slot_fd)
-
-    @contextlib.contextmanager
-    def _inner_namespace(self) -> Iterator[int]:
-        """A new namespace for a container; it dies with the block unless it was pinned."""
-        with netns.fresh():
-            fd = netns.open_own()
-        try:
-            yield fd
-        finally:
-            os.close(fd)
 
     def finish_inner(self, plan: SlotPlan, inner_fd: int) -> None:
         """Configure a container's namespace and pin it in place of the one before."""
@@ -161,6 +153,17 @@ class Workshop:
 
 
 @contextlib.contextmanager
+def _new_namespace() -> Iterator[int]:
+    """A new namespace; it dies with the block unless it was pinned."""
+    with netns.fresh():
+        fd = netns.open_own()
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
 def inside(plan: SlotPlan) -> Iterator[None]:
     """Put the calling worker thread into the slot for the length of the block."""
     fd = netns.open_named(plan.netns)
@@ -187,9 +190,10 @@ def recycle(plan: SlotPlan, template: Template, workshop: Workshop, running: Cal
         for die in template.dies:
             die.reset(plan.values)
         assert template.expectation is not None
-        wanted = template.expectation.of(plan)
+        wanted = template.expectation.slot(plan)
         with Socket() as slot:
-            if links.read(slot) != wanted:
+            learnt = any(not entry.permanent for entry in rt.neighbours(slot))
+            if learnt or links.read(slot) != wanted:
                 _restore_links(plan, workshop, slot)
                 links.mend(plan, wanted, slot)
         left = template.differences(plan, plan.values, plan.defaults)
@@ -229,16 +233,12 @@ def _empty(plan: SlotPlan) -> None:
 def _replace_inner(plan: SlotPlan, workshop: Workshop) -> None:
     """A container may have changed anything in its own namespace: give the next one another."""
     assert plan.inner_netns is not None
-    with netns.fresh():
-        inner_fd = netns.open_own()
-    try:
+    with _new_namespace() as inner_fd:
         with inside(plan), Socket() as slot:
             slot.execute([rt.delete_link(GUEST)._replace(ignore=(errno.ENODEV,))])
             links.make_guest_link(plan, slot, inner_fd)
             slot.execute(links.slot_side(plan))
         workshop.finish_inner(plan, inner_fd)
-    finally:
-        os.close(inner_fd)
 
 
 def _restore_links(plan: SlotPlan, workshop: Workshop, slot: Socket) -> None:

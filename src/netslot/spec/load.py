@@ -42,8 +42,11 @@ def load(file: str | Path, *, slots: int | None = None) -> HostSpec:
     return parse(text, path, slots=slots)
 
 
-def parse(text: str, path: Path, *, slots: int | None = None) -> HostSpec:
-    """As :func:`load`, for a text that is or would be the content of ``path``."""
+def parse(text: str, path: Path, *, slots: int | None = None, files: Mapping[str, str] | None = None) -> HostSpec:
+    """As :func:`load`, for a text that is or would be the content of ``path``.
+
+    ``files`` holds texts of rule files by path, which then are not read.
+    """
     try:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -58,7 +61,7 @@ def parse(text: str, path: Path, *, slots: int | None = None) -> HostSpec:
     assert document is not None
     classes = _classes(raw, document, problems)
     problems.raise_any()
-    spec = _Builder(path, document, problems).build(classes)
+    spec = _Builder(path, document, problems, files or {}).build(classes)
     problems.raise_any()
     return spec
 
@@ -87,8 +90,9 @@ def _classes(raw: Mapping[str, Any], document: Document, problems: Problems) -> 
 class _Builder:
     """Checks what types cannot say, and puts the spec together."""
 
-    def __init__(self, path: Path, document: Document, problems: Problems) -> None:
+    def __init__(self, path: Path, document: Document, problems: Problems, files: Mapping[str, str]) -> None:
         self._path = path
+        self._files = files
         self._document = document
         self._problems = problems
         self._digest_of_host = msgspec.json.encode((document.addresses, document.prefix, document.uplink))
@@ -136,7 +140,8 @@ class _Builder:
     def _rule_file(self, name: str, where: tuple[str, ...]) -> RuleFile | None:
         path = self._path.parent / name
         try:
-            return RuleFile(str(path), path.read_text(encoding="utf-8"))
+            known = self._files.get(str(path))
+            return RuleFile(str(path), known if known is not None else path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             there = [each.name for each in path.parent.glob("*") if each.is_file()]
             close = nearest(path.name, there)
