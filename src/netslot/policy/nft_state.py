@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from netslot.kernel import netlink
 from netslot.kernel import nf_attrs as attrs
@@ -27,10 +28,20 @@ _LIST_ELEMENTS = 3
 _POLICIES = {0: "drop", 1: "accept"}
 
 
-class Expectation:
-    """What a dump of a slot should be. Encoded items are kept between slots in ``memo``, by identity."""
+@dataclass(frozen=True, slots=True)
+class Memo:
+    """What is the same in every slot about the dump of one template, by the identity of its items."""
 
-    def __init__(self, ruleset: Ruleset, lists: Lists, memo: dict[int, tuple[bytes, bytes]]) -> None:
+    messages: Mapping[int, tuple[bytes, bytes]]
+    """Message and mask, as :func:`message_and_mask` gives them."""
+    elements: Mapping[int, Sequence[bytes]]
+    """A set's elements, encoded, sorted."""
+
+
+class Expectation:
+    """What a dump of a slot should be. ``memo`` is that of the ruleset's template."""
+
+    def __init__(self, ruleset: Ruleset, lists: Lists, memo: Memo) -> None:
         self.ruleset = ruleset
         self.lists = lists
         self._memo = memo
@@ -44,7 +55,8 @@ class Expectation:
     def same(self, sock: nf.Socket, kind: str) -> bool:
         """True when the objects of one kind are as expected."""
         actual = sock.dump_bytes(GET[kind], 0, b"", f"nf_tables: list {kind}s")
-        pairs = [self._memo.get(id(item)) or message_and_mask(item) for item in self.ruleset.items[kind]]
+        known = self._memo.messages
+        pairs = [known.get(id(item)) or message_and_mask(item) for item in self.ruleset.items[kind]]
         expected = b"".join([data for data, _ in pairs])
         if len(actual) != len(expected):
             return False
@@ -60,13 +72,20 @@ class Expectation:
         if bound is not None:
             expected = b"".join(bound)
             return actual == expected or sorted(split_elements(actual)) == sorted(split_elements(expected))
+        plain = self._memo.elements.get(id(item))
+        if plain is not None and sorted(split_elements(actual)) == plain:
+            return True
         found = [attrs.parse(ELEMENT, element) for element in split_elements(actual)]
         return not any(compare_elements(item, item.elements, found))
 
 
-def memoise(ruleset: Ruleset) -> dict[int, tuple[bytes, bytes]]:
-    """Message and mask of everything in a template that is the same in every slot."""
-    return {id(item): message_and_mask(item) for item in ruleset.all() if not item.varies}
+def memoise(ruleset: Ruleset) -> Memo:
+    """Encode everything in a template that is the same in every slot."""
+    constant = [item for item in ruleset.all() if not item.varies]
+    return Memo(
+        {id(item): message_and_mask(item) for item in constant},
+        {id(item): sorted(map(attrs.encode, item.elements)) for item in constant if item.what == SET},
+    )
 
 
 def message_and_mask(item: Item) -> tuple[bytes, bytes]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
 
 from netslot.kernel import netlink
 from netslot.kernel import nf_attrs as attrs
@@ -248,29 +247,40 @@ def _match(element: Nodes, others: Sequence[list[Nodes]], values: Sequence[Mappi
     return found
 
 
-Memo: TypeAlias = dict[int, tuple[Command, ...]]
-"""Commands already encoded, by the identity of their item; for the items of one template that do not vary."""
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is the same in every slot about the commands of one template."""
+
+    commands: Mapping[int, tuple[Command, ...]]
+    """Encoded commands of the items that do not vary, by the item's identity."""
+    order: Sequence[int]
+    """The places of the rules in the order in which they are made."""
 
 
-def commands(ruleset: Ruleset, memo: Memo) -> Iterator[Command]:
-    """The messages that make the ruleset in a namespace that has none of it; all leaves must be bytes."""
+def commands(ruleset: Ruleset, plan: Plan) -> Iterator[Command]:
+    """The messages that make the ruleset in a namespace that has none of it; all leaves must be bytes.
+
+    ``plan`` is that of the ruleset's template, or of the ruleset itself.
+    """
+    memo, rules = plan.commands, ruleset.items[RULE]
+    order = plan.order if len(plan.order) == len(rules) else _innermost_first(rules)
     for item in (*ruleset.items[TABLE], *ruleset.items[CHAIN], *ruleset.items[OBJECT]):
         yield from memo.get(id(item)) or (new(item),)
     sets = ruleset.items[SET]
     for identity, item in enumerate(sets, 1):
         yield from memo.get(id(item)) or new_set(item, identity)
-    for item in (*ruleset.items[FLOWTABLE], *_innermost_first(ruleset.items[RULE])):
+    for item in (*ruleset.items[FLOWTABLE], *(rules[place] for place in order)):
         yield from memo.get(id(item)) or (new(item),)
 
 
-def memoise(ruleset: Ruleset) -> Memo:
+def plan_of(ruleset: Ruleset) -> Plan:
     """Encode everything in a template that is the same in every slot."""
-    memo: Memo = {}
+    memo: dict[int, tuple[Command, ...]] = {}
     for kind in KINDS:
         for identity, item in enumerate(ruleset.items[kind], 1):
             if not item.varies:
                 memo[id(item)] = new_set(item, identity) if kind == SET else (new(item),)
-    return memo
+    return Plan(memo, _innermost_first(ruleset.items[RULE]))
 
 
 def new_set(item: Item, identity: int) -> tuple[Command, ...]:
@@ -313,23 +323,24 @@ def list_command(item: Item, chunk: bytes, message: int = nf.NEWSETELEM) -> Comm
     return Command(message, item.family, nf.CREATE, payload, f"{item.place}: {verb} set {item.name}")
 
 
-def _innermost_first(rules: Sequence[Item]) -> list[Item]:
-    """Rules of anonymous chains before the rule that jumps to them, since that one closes the chain."""
-    by_chain: dict[tuple[int, str, str], list[Item]] = {}
-    for rule in rules:
-        by_chain.setdefault((rule.family, rule.table, rule.name), []).append(rule)
-    done: list[Item] = []
+def _innermost_first(rules: Sequence[Item]) -> list[int]:
+    """The rules' places, those of anonymous chains before the rule that jumps to them, since it closes the chain."""
+    by_chain: dict[tuple[int, str, str], list[int]] = {}
+    for place, rule in enumerate(rules):
+        by_chain.setdefault((rule.family, rule.table, rule.name), []).append(place)
+    done: list[int] = []
 
-    def emit(rule: Item) -> None:
+    def emit(place: int) -> None:
+        rule = rules[place]
         for name in binding_chains(rule):
             for inner in by_chain.pop((rule.family, rule.table, name), ()):
                 emit(inner)
-        done.append(rule)
+        done.append(place)
 
     for key in list(by_chain):
         if not key[2].startswith(BINDING_PREFIX):
-            for rule in by_chain.pop(key):
-                emit(rule)
+            for place in by_chain.pop(key):
+                emit(place)
     return done
 
 

@@ -127,7 +127,7 @@ class NftablesDie:
         names = program.variables()
         self._scalars = names if scalars is None else names & frozenset(scalars)
         template = made.template or Ruleset()
-        self._commands = nft_template.memoise(template)
+        self._plan = nft_template.plan_of(template)
         self._messages = nft_state.memoise(template)
         self._loaded: dict[tuple[tuple[str, str], ...], Ruleset] = {}
 
@@ -142,11 +142,11 @@ class NftablesDie:
         return self._fallback
 
     def stamp(self, values: Values) -> None:
-        """Put the rules in force in one transaction, in place of any that are there."""
+        """Put the rules in force in one transaction. The namespace must have none: they would add up."""
         if self._sets and not cidr_sets.ready(self._sets):
             with netlink.Socket(netlink.NETLINK_NETFILTER) as link:
                 cidr_sets.create(link, self._sets, self._defaults)
-        self._replace_all(values, self._defaults)
+        self._put(values, self._defaults)
 
     def reset(self, values: Values) -> None:
         """Replace everything, in one transaction: counters, limits, quotas and dynamic sets begin anew with it."""
@@ -239,18 +239,21 @@ class NftablesDie:
     def _same_rules(self, sock: nf.Socket, ruleset: Ruleset) -> bool:
         return nft_state.Expectation(ruleset, {}, self._messages).same(sock, RULE)
 
-    def _replace_all(self, values: Values, content: Parameters) -> None:
+    def _put(self, values: Values, content: Parameters, *, first: Sequence[Command] = ()) -> None:
         with nf.Socket() as sock:
             if self._fallback is None:
-                sock.commit(nf.Batch([_FLUSH, *self._everything(values, content)]))
+                sock.commit(nf.Batch([*first, *self._everything(values, content)]))
                 return
-            sock.commit(nf.Batch([_FLUSH]))
+            sock.commit(nf.Batch(first))
             self._program.load(values, content)
             sock.commit(nf.Batch(list(self._fill(snapshot(sock), values, content))))
 
+    def _replace_all(self, values: Values, content: Parameters) -> None:
+        self._put(values, content, first=[_FLUSH])
+
     def _everything(self, values: Values, content: Parameters) -> Iterator[Command]:
         ruleset = self._ruleset(values, content)
-        yield from nft_template.commands(ruleset, self._commands)
+        yield from nft_template.commands(ruleset, self._plan)
         yield from self._fill(ruleset, values, content)
 
     def _fill(self, ruleset: Ruleset, values: Values, content: Parameters) -> Iterator[Command]:
@@ -301,7 +304,7 @@ class NftablesDie:
             self._program.prepare()
             with nf.Socket() as sock:
                 try:
-                    sock.commit(nf.Batch(list(nft_template.commands(ruleset, self._commands))))
+                    sock.commit(nf.Batch(list(nft_template.commands(ruleset, self._plan))))
                 except KernelError as error:
                     return f"the kernel does not take back what the tool made ({error})"
                 found = nft_state.differences(sock, nft_state.Expectation(ruleset, {}, self._messages))
