@@ -237,4 +237,22 @@ NOBODY = Shape(
     0,
 )
 
+KUBE_PROXY = Shape(
+    "*nat\n:PREROUTING ACCEPT [0:0]\n:KUBE-SERVICES - [0:0]\n:KUBE-MARK-MASQ - [0:0]\n:KUBE-SVC-A - [0:0]\n"
+    ":KUBE-SEP-A - [0:0]\n:KUBE-SEP-B - [0:0]\n"
+    "-A PREROUTING -j KUBE-SERVICES\n"
+    "-A KUBE-SERVICES -d 10.96.0.10/32 -p udp -m udp --dport 53 -j KUBE-SVC-A\n"
+    "-A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000\n"
+    "-A KUBE-SVC-A -m statistic --mode random --probability 0.50000000000 -j KUBE-SEP-A\n"
+    "-A KUBE-SVC-A -j KUBE-SEP-B\n"
+    "-A KUBE-SEP-A -s 10.244.2.2/32 -j KUBE-MARK-MASQ\n"
+    "-A KUBE-SEP-A -p udp -m udp -j DNAT --to-destination 10.244.2.2:53\n"
+    "-A KUBE-SEP-B -s 10.244.2.3/32 -j KUBE-MARK-MASQ\n"
+    "-A KUBE-SEP-B -p udp -m udp -j DNAT --to-destination 10.244.2.3:53\n"
+    "COMMIT\n",
+    [],
+    0,
+)
+"""Endpoints of services can be anywhere in a cluster: they are no tenants of this host."""
+
 ALL = {name.lower(): shape for name, shape in list(globals().items()) if isinstance(shape, Shape)}

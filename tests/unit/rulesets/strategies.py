@@ -76,21 +76,21 @@ COMMENTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", 
 
 # Rulesets for walks: few names and values, so that rules meet, shadow and name one another.
 
-_WALK_MATCHES = st.sampled_from(
+_WALK_MATCHES: st.SearchStrategy[m.Match] = st.sampled_from(
     [
         *(
             m.Address(side, 0x0A000000 + k, 0xFFFFFFFF, negated)
             for side in ("src", "dst")
             for k in (1, 2)
             for negated in (False, True)
-        ),  # type: ignore[arg-type]
+        ),
         m.Address("src", 0x0A000000, 0xFF000000),
         *(
             m.Interface(way, name, False, negated)
             for way in ("in", "out")
             for name in ("tap1", "tap2")
             for negated in (False, True)
-        ),  # type: ignore[arg-type]
+        ),
         m.Interface("in", "tap", True),
         m.Protocol(6),
         m.Ports("tcp", "dst", ((80, 80),)),
@@ -103,7 +103,7 @@ _WALK_MATCHES = st.sampled_from(
         m.Opaque("limit", ("-m", "limit", "--limit", "5/sec")),
     ]
 )
-_WALK_TARGETS = st.sampled_from(
+_WALK_TARGETS: st.SearchStrategy[t.Target] = st.sampled_from(
     [t.NoTarget(), t.Accept(), t.Drop(), t.Return(), t.SetMark(1, 1), t.SetMark(0, 1), t.Log("LOG", ("-j", "LOG"))]
 )
 
@@ -115,8 +115,8 @@ def walk_rulesets(draw: st.DrawFn) -> str:
     lines = ["*filter", ":FORWARD DROP [0:0]", *(f":{name} - [0:0]" for name in names[1:])]
     for place, name in enumerate(names):
         later = names[place + 1 :]
-        jumps = [t.Jump(chain) for chain in later] + [t.Goto(chain) for chain in later]
-        targets = st.one_of(_WALK_TARGETS, st.sampled_from(jumps)) if jumps else _WALK_TARGETS
+        jumps: list[t.Target] = [kind(chain) for chain in later for kind in (t.Jump, t.Goto)]
+        targets = _WALK_TARGETS | st.sampled_from(jumps) if jumps else _WALK_TARGETS
         for _ in range(draw(st.integers(0, 8))):
             matches = draw(st.lists(_WALK_MATCHES, max_size=3))
             text = rule_text(matches, draw(targets), 4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netslot.rulesets import targets as t
@@ -95,6 +95,7 @@ def _applies(rule: Rule, match: object, packet: Packet, answers: dict[object, bo
     return answers[rule if stateful else match]
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(walk_rulesets(), st.data())
 def test_taking_away_what_does_nothing_changes_no_verdict(text: str, data: st.DataObject) -> None:
     dump = parse(text, family=4)

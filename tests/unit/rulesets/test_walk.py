@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from netslot.rulesets.attribute import attribute
 from netslot.rulesets.packets import ABSENT, UPLINK, Link, Packet
@@ -18,8 +19,18 @@ from unit.rulesets.strategies import walk_rulesets
 _ONE = 0x0A000001
 _PACKET = Packet("NEW", _ONE, 0x08080808, 40000, 443, Link("tap1"), UPLINK)
 _TEMPLATE = Template("test", frozenset(("src", "in")))
-_NAMES = {("src", _ONE, 0xFFFFFFFF): 0, ("dst", _ONE, 0xFFFFFFFF): 0, ("in", "tap1"): 0, ("out", "tap1"): 0}
-_OTHERS = {("src", _ONE + 1, 0xFFFFFFFF): 1, ("dst", _ONE + 1, 0xFFFFFFFF): 1, ("in", "tap2"): 1, ("out", "tap2"): 1}
+_NAMES: dict[Hashable, int] = {
+    ("src", _ONE, 0xFFFFFFFF): 0,
+    ("dst", _ONE, 0xFFFFFFFF): 0,
+    ("in", "tap1"): 0,
+    ("out", "tap1"): 0,
+}
+_OTHERS: dict[Hashable, int] = {
+    ("src", _ONE + 1, 0xFFFFFFFF): 1,
+    ("dst", _ONE + 1, 0xFFFFFFFF): 1,
+    ("in", "tap2"): 1,
+    ("out", "tap2"): 1,
+}
 
 
 def _walk(text: str, packet: Packet = _PACKET, indexed: bool = True) -> Outcome:
@@ -68,6 +79,7 @@ def test_an_established_packet_ends_where_its_state_is_accepted() -> None:
     assert _walk(text, replace(_PACKET, state="ESTABLISHED")).accepted == 1
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(walk_rulesets())
 def test_the_index_changes_no_count(text: str) -> None:
     assert _walk(text, indexed=True) == _walk(text, indexed=False)

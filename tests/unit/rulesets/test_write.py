@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dumps import each_dump
@@ -16,6 +16,7 @@ from netslot.rulesets.write import rule_text, write
 from unit.rulesets.strategies import COMMENTS, MATCHES, TARGETS
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(MATCHES, max_size=5), TARGETS, COMMENTS)
 def test_a_composed_rule_is_read_back_as_the_same_values(
     matches: list[m.Match], target: t.Target, comment: str
@@ -27,6 +28,7 @@ def test_a_composed_rule_is_read_back_as_the_same_values(
     assert (rule.target, rule.comment) == (target, comment)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Z"]), min_size=1), max_size=6))
 def test_words_survive_joining_and_splitting(given_words: list[str]) -> None:
     spaced = [f"{word} x" if index % 2 else word for index, word in enumerate(given_words)]
