@@ -3,6 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from netslot.errors import SpecError
 from netslot.spec.load import load, parse
@@ -182,3 +184,33 @@ def test_local_ipv6_is_masqueraded_and_global_is_not() -> None:
     assert spec(GOOD + 'pool6 = "fd5c::/48"\n').root.masquerade6
     assert not spec(GOOD + 'pool6 = "2001:db8::/48"\n').root.masquerade6
     assert not spec(GOOD + 'pool6 = "fd5c::/48"\n[root]\nmasquerade = false\n').root.masquerade6
+
+
+KEYS = """slots prefix attachment rules root parameters nat bpf cgroup routes rates limits class addresses.guest
+addresses.pool6 addresses.guest6 addresses.gateway addresses.dns attachment.kind attachment.mtu class.a class.a.slots
+class.a.rules class.a.cgroup.memory parameters.x parameters.x.type parameters.x.default bpf.programs bpf.filter
+routes.routes routes.tunnels rates.egress limits.hold_down rules.backend rules.nft root.nft cgroup.io""".split()
+VALUES = [
+    "3",
+    '"x"',
+    "true",
+    "[]",
+    '["a"]',
+    "{a=1}",
+    "{}",
+    "-1",
+    "1.5",
+    "1979-05-27",
+    '"${address}"',
+    "[{a=1}]",
+    '""',
+]
+
+
+@given(st.dictionaries(st.sampled_from(KEYS), st.sampled_from(VALUES), max_size=6))
+def test_whatever_is_written_is_either_a_spec_or_an_error_with_a_line(keys: dict[str, str]) -> None:
+    text = 'uplink = "eth0"\naddresses.pool = "10.0.0.0/16"\n' + "".join(f"{k} = {v}\n" for k, v in keys.items())
+    try:
+        spec(text)
+    except SpecError as error:
+        assert error.line is not None or "missing" in str(error)
