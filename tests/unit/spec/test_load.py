@@ -186,10 +186,45 @@ def test_local_ipv6_is_masqueraded_and_global_is_not() -> None:
     assert not spec(GOOD + 'pool6 = "fd5c::/48"\n[root]\nmasquerade = false\n').root.masquerade6
 
 
-KEYS = """slots prefix attachment rules root parameters nat bpf cgroup routes rates limits class addresses.guest
-addresses.pool6 addresses.guest6 addresses.gateway addresses.dns attachment.kind attachment.mtu class.a class.a.slots
-class.a.rules class.a.cgroup.memory parameters.x parameters.x.type parameters.x.default bpf.programs bpf.filter
-routes.routes routes.tunnels rates.egress limits.hold_down rules.backend rules.nft root.nft cgroup.io""".split()
+KEYS = [
+    "slots",
+    "prefix",
+    "attachment",
+    "rules",
+    "root",
+    "parameters",
+    "nat",
+    "bpf",
+    "cgroup",
+    "routes",
+    "rates",
+    "limits",
+    "class",
+    "addresses.guest",
+    "addresses.pool6",
+    "addresses.guest6",
+    "addresses.gateway",
+    "addresses.dns",
+    "attachment.kind",
+    "attachment.mtu",
+    "class.a",
+    "class.a.slots",
+    "class.a.rules",
+    "class.a.cgroup.memory",
+    "parameters.x",
+    "parameters.x.type",
+    "parameters.x.default",
+    "bpf.programs",
+    "bpf.filter",
+    "routes.routes",
+    "routes.tunnels",
+    "rates.egress",
+    "limits.hold_down",
+    "rules.backend",
+    "rules.nft",
+    "root.nft",
+    "cgroup.io",
+]
 VALUES = [
     "3",
     '"x"',
