@@ -203,13 +203,8 @@ class IptablesDie:
             ]
 
     def _run_tool(self, values: Values, content: Parameters) -> None:
-        for casting in self._castings:
-            source = casting.source
-            items = {
-                index: [iptables_tool.port_values(parameter, item) for item in content.get(parameter, ())]
-                for index, parameter in source.port_lines.items()
-            }
-            iptables_tool.load(source, source.render(values, items))
+        for source in (casting.source for casting in self._castings):
+            iptables_tool.load(source, source.render(values, source.items(content)))
 
     def _put(self, values: Values, *, keep_fresh: bool = False) -> None:
         """Put all tables in force; with ``keep_fresh`` only those that differ or have counted a packet."""

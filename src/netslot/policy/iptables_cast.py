@@ -7,8 +7,9 @@ kept (:mod:`netslot.policy.iptables_places`). Runs with many changed at once pro
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from netslot.errors import KernelError, SpecError, UsageError
 from netslot.kernel import netlink, xtables
@@ -19,6 +20,8 @@ from netslot.policy.iptables_places import Place, Sample, Unexplained, Values
 from netslot.policy.iptables_samples import ladders
 from netslot.policy.iptables_tool import Source
 from netslot.spec.render import variables_in
+
+T = TypeVar("T")
 
 _PROTOCOLS = ("tcp", "udp", "sctp", "dccp", "udplite")
 _PROOFS = 3
@@ -128,7 +131,7 @@ def cast_file(source: Source, samples: Sequence[Values]) -> Casting:
     base = press.run(samples[0])
     rng = random.Random(source.text)
     names = sorted(variables_in(source.fixed))
-    tried = {name: _variants(press, samples, name, rng) for name in names}
+    tried = {name: _variants(press, base, samples, name, rng) for name in names}
     pinned = {name: samples[0][name] for name, runs in tried.items() if not runs}
     try:
         lines = _port_lines(press, samples[0], base, rng, pinned)
@@ -142,19 +145,62 @@ def cast_file(source: Source, samples: Sequence[Values]) -> Casting:
 Run = tuple[Values, dict[str, Image]]
 
 
-def _variants(press: Press, samples: Sequence[Values], name: str, rng: random.Random) -> list[Run]:
-    """What the tool makes of other values of one variable; [] when it takes no other."""
+def _variants(
+    press: Press, base: Mapping[str, Image], samples: Sequence[Values], name: str, rng: random.Random
+) -> list[Run]:
+    """What the tool makes of other values of one variable; [] when it takes no other.
+
+    The tools take some values and cut them short without a word (a port above 65,535, a name that is too long).
+    A value whose bytes cannot be explained is therefore passed over for a smaller one, if there is one that can.
+    """
     value = samples[0][name]
+    atoms = _atoms(press.source.fixed, name)
     others = dict.fromkeys(sample[name] for sample in (*samples[1:3], samples[-1]) if sample[name] != value)
-    runs: list[Run] = []
-    for ladder in [[other] for other in others] + ladders(value, rng):
+
+    def attempt(candidate: str) -> Run | None:
+        values = {**samples[0], name: candidate}
+        images = press.attempt(values)
+        return None if images is None else (values, images)
+
+    def explained(run: Run) -> bool:
+        return all(
+            _explained(Sample(samples[0], image.flatten().blob), Sample(run[0], run[1][table].flatten().blob), atoms)
+            for table, image in base.items()
+        )
+
+    return _climb([[other] for other in others] + ladders(value, rng), attempt, explained)
+
+
+def _climb(
+    choices: Iterable[Iterable[str]], attempt: Callable[[str], T | None], explained: Callable[[T], bool]
+) -> list[T]:
+    """Of each list the first candidate that can be had and explained; else the first that can be had."""
+    found = []
+    for ladder in choices:
+        first: T | None = None
         for candidate in ladder:
-            values: Values = {**samples[0], name: candidate}
-            images = press.attempt(values)
-            if images is not None:
-                runs.append((values, images))
+            made = attempt(candidate)
+            if made is None:
+                continue
+            if explained(made):
+                first = made
                 break
-    return runs
+            first = first or made
+        if first is not None:
+            found.append(first)
+    return found
+
+
+def _atoms(text: str, name: str) -> list[str]:
+    return [atom for atom in iptables_places.atoms(text) if name in variables_in(atom)]
+
+
+def _explained(base: Sample, other: Sample, atoms: Sequence[str]) -> bool:
+    try:
+        iptables_places.explain(base, [other], atoms)
+    except Unexplained:
+        return False
+    return True
 
 
 def _recipes(
@@ -166,18 +212,17 @@ def _recipes(
     lines: Mapping[str, Sequence[PortLine]],
 ) -> tuple[Recipe, ...]:
     """A recipe for each table. A variable that is not understood is pinned if it is the same in all samples."""
-    atoms = iptables_places.atoms(source.fixed)
     flats = {table: base[table].flatten() for table in source.tables}
     places: dict[str, list[Place]] = {table: [] for table in source.tables}
     for name in [name for name, runs in tried.items() if runs]:
-        own = [atom for atom in atoms if name in variables_in(atom)]
+        own = _atoms(source.fixed, name)
         try:
             for table, flat in flats.items():
                 others = [Sample(run, images[table].flatten().blob) for run, images in tried[name]]
                 places[table] += iptables_places.explain(Sample(samples[0], flat.blob), others, own)
         except Unexplained:
             if any(sample[name] != samples[0][name] for sample in samples):
-                raise
+                raise Unexplained(f"it is not understood how the rules' bytes follow ${{{name}}}") from None
             pinned[name] = samples[0][name]
             tried[name] = []
     return tuple(
@@ -243,17 +288,19 @@ def _port_rule(
     sample = Sample(values, b"".join(entry.data for entry in entries))
     places: list[Place] = []
     for name in sorted(variables_in(line) - pinned.keys()):
-        others = []
-        for ladder in [] if name.endswith(".proto") else ladders(values[name], rng):
-            for candidate in ladder:
-                changed = {**values, name: candidate}
-                made = run(changed, press.attempt(changed) if name in fixed else base)
-                if made is not None:
-                    others.append(Sample(changed, b"".join(entry.data for entry in made[2])))
-                    break
+        atoms = _atoms(line, name)
+
+        def attempt(candidate: str, name: str = name) -> Sample | None:
+            changed = {**values, name: candidate}
+            made = run(changed, press.attempt(changed) if name in fixed else base)
+            return None if made is None else Sample(changed, b"".join(entry.data for entry in made[2]))
+
+        def explained(other: Sample, atoms: Sequence[str] = atoms) -> bool:
+            return _explained(sample, other, atoms)
+
+        others = [] if name.endswith(".proto") else _climb(ladders(values[name], rng), attempt, explained)
         if not others and not name.endswith(".proto"):
             pinned[name] = values[name]
-        atoms = [atom for atom in iptables_places.atoms(line) if name in variables_in(atom)]
         places += iptables_places.explain(sample, others, atoms)
     return table, before, PortRule(entries, sample.blob, iptables_places.merge(places))
 
@@ -267,24 +314,41 @@ def _prove(
 ) -> None:
     """Compare the recipes with the tool for the samples, and for random mixtures of all values that it took."""
     for values in samples[1:]:
-        _compare(press.run(values), recipes, values)
+        _compare(press.run(values), recipes, values, {})
     choices = {name: [samples[0][name], *(run[name] for run, _ in runs)] for name, runs in tried.items()}
     proven = 0
-    for _ in range(_ATTEMPTS if any(tried.values()) else 0):
+    for _ in range(_ATTEMPTS if any(tried.values()) or press.source.port_lines else 0):
         values = {**samples[0], **{name: rng.choice(options) for name, options in choices.items()}}
-        images = press.attempt(values)
+        ports = _random_ports(recipes, rng)
+        images = press.attempt(values, press.source.items(ports))
         if images is not None:
-            _compare(images, recipes, values)
+            _compare(images, recipes, values, ports)
             proven += 1
         if proven == _PROOFS:
             return
 
 
-def _compare(images: Mapping[str, Image], recipes: Sequence[Recipe], values: Values) -> None:
+def _random_ports(recipes: Iterable[Recipe], rng: random.Random) -> dict[str, list[str]]:
+    """A few published ports for each list, of protocols that all its lines can do."""
+    protocols: dict[str, set[str]] = {}
+    for line in (line for recipe in recipes for line in recipe.lines):
+        protocols.setdefault(line.parameter, set(_PROTOCOLS)).intersection_update(line.by_protocol)
+    return {
+        parameter: [
+            f"{rng.choice(sorted(usable))}:{rng.randrange(1, 65_536)}:{rng.randrange(1, 65_536)}" for _ in range(3)
+        ]
+        for parameter, usable in protocols.items()
+        if usable
+    }
+
+
+def _compare(
+    images: Mapping[str, Image], recipes: Sequence[Recipe], values: Values, ports: Mapping[str, Sequence[str]]
+) -> None:
     for recipe in recipes:
         wanted = images[recipe.image.table].flatten()
         try:
-            made = recipe.build(values, {})
+            made = recipe.build(values, ports)
         except ValueError as error:
             raise Unexplained(f"a value cannot be written: {error}") from error
         if (made.blob, made.info) != (wanted.blob, wanted.info):

@@ -46,11 +46,11 @@ def _integer(form: str, *, inverted: bool = False) -> Encoder:
 
 
 def _network(domain: int, part: str) -> Encoder:
-    """Of ``address`` or ``address/length``: its network, mask, or last address, in network byte order."""
+    """Of ``address`` or ``address/length``: network, mask, last address, or address, in network byte order."""
 
     def encode(text: str) -> bytes:
         address, slash, _ = text.partition("/")
-        if not slash and part == "network":
+        if part == "address" or (not slash and part == "network"):
             return _address(domain, address)
         kind = ipaddress.IPv4Network if domain == socket.AF_INET else ipaddress.IPv6Network
         network = kind(text, strict=False)
@@ -79,6 +79,14 @@ def _prefix_mask(bits: int) -> Encoder:
         return (((1 << length) - 1) << (bits - length)).to_bytes(bits // 8, "big")
 
     return encode
+
+
+def _prefix_length(text: str) -> bytes:
+    """The length that stands in ``address/length``."""
+    address, _, length = text.partition("/")
+    socket_family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    _address(socket_family, address)
+    return _byte(length)
 
 
 def _mac(text: str) -> bytes:
@@ -116,8 +124,11 @@ def _text(text: str) -> bytes:
     return text.encode()
 
 
+_byte = _integer("=B")
+
 ENCODERS: Final[dict[str, Encoder]] = {
-    "u8": _integer("=B"),
+    "u8": _byte,
+    "prefix length": _prefix_length,
     "u16": _integer("=H"),
     "be16": _integer(">H"),
     "u32": _integer("=I"),
@@ -127,11 +138,13 @@ ENCODERS: Final[dict[str, Encoder]] = {
     "rate": _rate(_MATCH_LIMIT_SCALE, "=I"),
     "hashlimit rate": _rate(_HASHLIMIT_SCALE, "=Q"),
     "ipv4": _network(socket.AF_INET, "network"),
+    "ipv4 address": _network(socket.AF_INET, "address"),
     "ipv4 mask": _network(socket.AF_INET, "mask"),
     "ipv4 last": _network(socket.AF_INET, "last"),
     "ipv4 length": _prefix_mask(32),
     "mac": _mac,
     "ipv6": _network(socket.AF_INET6, "network"),
+    "ipv6 address": _network(socket.AF_INET6, "address"),
     "ipv6 mask": _network(socket.AF_INET6, "mask"),
     "ipv6 last": _network(socket.AF_INET6, "last"),
     "ipv6 length": _prefix_mask(128),

@@ -71,6 +71,13 @@ class Source:
     def tables(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(re.findall(r"^\s*\*(\w+)", self.fixed, re.MULTILINE)))
 
+    def items(self, ports: Mapping[str, Sequence[str]]) -> dict[int, list[dict[str, str]]]:
+        """The variables of the published ports that each line stands for, by the line's index."""
+        return {
+            index: [port_values(parameter, item) for item in ports.get(parameter, ())]
+            for index, parameter in self.port_lines.items()
+        }
+
     def render(
         self, values: Mapping[str, str], items: Mapping[int, Sequence[Mapping[str, str]]] | None = None
     ) -> str:
