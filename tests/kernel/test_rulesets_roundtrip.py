@@ -91,6 +91,11 @@ _EVERY_V4 = r"""*filter
 [0:0] -A FORWARD -m addrtype ! --src-type LOCAL,UNICAST --limit-iface-in -m iprange ! --src-range 10.0.0.1-10.0.0.9 -j DROP
 [0:0] -A FORWARD -m mark ! --mark 0x1/0xff -m connmark --mark 0x10 -m devgroup --src-group 0x7/0xff -j DROP
 [0:0] -A FORWARD -m limit --limit 5/sec -m statistic --mode nth --every 3 --packet 0 -m comment --comment "a b" -j NFLOG --nflog-group 3
+[0:0] -A FORWARD -m policy --dir in --pol ipsec --strict --reqid 3 --proto esp --mode tunnel -j ACCEPT
+[0:0] -A FORWARD -m string --string "GET /x -j DROP" --algo bm --from 10 --to 100 -j DROP
+[0:0] -A FORWARD -m u32 --u32 "0x0&0xffff=0x100:0xffff&&0x6&0xff=0x1" -j DROP
+[0:0] -A FORWARD -p sctp -m sctp --dport 80 --chunk-types any DATA,INIT -j DROP
+[0:0] -A FORWARD -j NFQUEUE --queue-balance 0:3
 [0:0] -A OUTPUT -m owner --uid-owner 1000-2000 -m owner ! --socket-exists -j DROP
 [0:0] -A user
 COMMIT

@@ -55,6 +55,8 @@ BASIC = {
 FREE_TEXT = frozenset(("--comment", "--log-prefix", "--nflog-prefix", "--ulog-prefix", "--string", "--algo"))
 """Options whose value may look like an option."""
 
+_POLICY = ["-m", "policy"]  # has an option --proto of its own
+
 _NO_MATCHES: tuple[m.Match, ...] = ()
 
 
@@ -243,7 +245,7 @@ def split_clauses(words: list[str]) -> list[tuple[str, ...]]:
     for place, word in enumerate(words):
         if word in BASIC and place > start:
             previous = words[place - 1]
-            if previous in FREE_TEXT:
+            if previous in FREE_TEXT or (word == "--proto" and words[start : start + 2] == _POLICY):
                 continue
             cut = place - 1 if previous == "!" else place
             if cut > start:
