@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import json
 import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,19 +20,14 @@ import pytest
 import packets
 from lab import Net, Wire, nets
 from netslot.spec.load import load
-from netslot.spec.model import HostSpec, RuleFile, Rules
-from netslot.spec.render import render
+from netslot.spec.model import HostSpec, Rules
+from tools import put
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SLOT = 17
 OUTSIDE4, OUTSIDE6 = "198.51.100.1", "2001:db8:1::1"
 FOREIGN = ("10.9.9.9", "172.20.0.1", "192.168.7.7", "100.64.1.1", "169.254.169.254", "9.9.9.9", "8.8.8.8")
 FOREIGN6 = ("fd00:ec2::254", "2620:fe::fe", "2001:4860::8", "64:ff9b::a9fe:a9fe")
-LOADERS = {
-    "nftables": {"nft": "nft -f"},
-    "iptables-legacy": {"ipv4": "iptables-legacy-restore", "ipv6": "ip6tables-legacy-restore"},
-    "iptables-nft": {"ipv4": "iptables-nft-restore", "ipv6": "ip6tables-nft-restore"},
-}
 
 
 @dataclass
@@ -90,16 +84,6 @@ class Scene:
             except OSError as error:
                 return "refused" if error.errno == errno.ECONNREFUSED else "prohibited"
             return "open"
-
-
-def put(net: Net, backend: str, files: dict[str, RuleFile | None], values: dict[str, str]) -> None:
-    """Load rule files with the real tools."""
-    for kind, tool in LOADERS[backend].items():
-        file = files[kind]
-        if file is not None:
-            text = render(file.text, values, file=file.name)
-            command = ["nsenter", f"--net=/run/netns/{net.name}", *tool.split(), *(["-"] if "nft -f" in tool else [])]
-            subprocess.run(command, input=text, text=True, check=True, capture_output=True)
 
 
 def wire(values: dict[str, str], outside: Net, root: Net, slot: Net, guest: Net) -> None:
@@ -179,7 +163,7 @@ def sandbox(request: pytest.FixtureRequest) -> Iterator[Scene]:
     assert rules is not None
     with ExitStack() as stack:
         scene = build(stack, spec)
-        put(scene.slot, rules.backend, {"ipv4": rules.ipv4, "ipv6": rules.ipv6, "nft": rules.nft}, scene.values)
+        put(scene.slot, rules, scene.values)
         yield scene
 
 
@@ -325,7 +309,7 @@ def guarded(request: pytest.FixtureRequest) -> Iterator[Scene]:
         v = scene.values
         scene.slot.sh(f"iptables-legacy -t nat -A POSTROUTING -s {v['guest_address']} -o up0 -j MASQUERADE")
         scene.slot.sh(f"ip6tables-legacy -t nat -A POSTROUTING -s {v['guest_address6']} -o up0 -j MASQUERADE")
-        put(scene.root, rules.backend, {"ipv4": rules.ipv4, "ipv6": rules.ipv6, "nft": rules.nft}, spec.root_values())
+        put(scene.root, rules, spec.root_values())
         yield scene
 
 
@@ -361,7 +345,7 @@ def test_the_sandbox_holds_as_many_rules_as_its_page_says(name: str, in_slot: in
 def counted(rules: Rules, values: dict[str, str]) -> int:
     """How many rules the kernel holds after loading."""
     with nets("count") as (net,):
-        put(net, rules.backend, {"ipv4": rules.ipv4, "ipv6": rules.ipv6, "nft": rules.nft}, values)
+        put(net, rules, values)
         saved = net.sh("iptables-legacy-save").count("\n-A ")
         listed = json.loads(net.sh("nft -j list ruleset"))["nftables"]
         return saved + sum("rule" in entry for entry in listed)
