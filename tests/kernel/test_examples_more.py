@@ -9,13 +9,14 @@ from contextlib import ExitStack, suppress
 import pytest
 
 import packets
-from kernel.test_examples import EXAMPLES, FOREIGN, OUTSIDE4, SLOT, Scene, arrives, build, listen, put
+from kernel.test_examples import EXAMPLES, FOREIGN, OUTSIDE4, SLOT, Scene, arrives, build, listen
 from lab import Net, Wire, nets
 from netslot.policy import nftables
 from netslot.policy.nftables import NftablesDie
 from netslot.spec.load import load, parse
 from netslot.spec.model import HostSpec
 from netslot.spec.parameters import Bound
+from tools import put
 
 PUBLISHED, UNPUBLISHED, INNER = 8080, 8081, 80
 
@@ -171,7 +172,7 @@ def process() -> Iterator[Process]:
     with ExitStack() as stack:
         made = Process(spec, *stack.enter_context(nets("outside", "root", "slot")))
         listen(stack, made.outside, 53, 80, 25)
-        put(made.slot, rules.backend, {"ipv4": rules.ipv4, "ipv6": rules.ipv6, "nft": rules.nft}, made.values)
+        put(made.slot, rules, made.values)
         yield made
 
 
