@@ -37,9 +37,8 @@ def draw(result: dict[str, Any], file: str | Path) -> None:
         axes.set_yscale("log")
         axes.set_xlabel("the tenant's position among all tenants of the host")
         axes.set_ylabel("TCP connect through the host, µs (p50; log scale)")
-        axes.set_title(
-            f"{result['slots']:,} tenants, {result['rules_per_tenant']} rules each: in the root namespace and in slots"
-        )
+        rules = result["rules_per_tenant"]
+        axes.set_title(f"{result['slots']:,} tenants, {rules} rules each: in the root namespace and in slots")
         axes.grid(True, which="both", alpha=0.25)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)

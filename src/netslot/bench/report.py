@@ -94,7 +94,7 @@ def ratios(result: dict[str, Any]) -> list[str]:
 def provision_table(result: dict[str, Any]) -> str:
     """``bench provision`` for people: one line a method, then the phases of netslot and of the bare loop."""
     rows: list[tuple[str, ...]] = [
-        ("one slot", "slots", "µs a slot", "first 500", "last 500", "last/first", "KiB a slot")
+        ("one slot", "slots", "µs a slot", "p50", "first 500", "last 500", "last/first", "KiB a slot")
     ]
     for run in result["runs"]:
         rows.append(
@@ -102,6 +102,7 @@ def provision_table(result: dict[str, Any]) -> str:
                 run["method"],
                 f"{run['slots']:,}",
                 f"{run['us_per_slot']:,.0f}",
+                f"{run['p50_us']:,.0f}",
                 f"{run['first_500_us']:,.0f}",
                 f"{run['last_500_us']:,.0f}",
                 f"{run['last_500_us'] / run['first_500_us']:.2f}",

@@ -16,7 +16,7 @@ from netslot.spec.model import HostSpec
 HOST_ID = "bench"
 
 _SPEC = f"""
-prefix = "{SLOT_PREFIX}"
+prefix = "{{prefix}}"
 uplink = "{UPLINK}"
 
 [addresses]
@@ -37,9 +37,13 @@ interface = "tap0"
 """
 
 
-def host_spec(slots: int) -> HostSpec:
+def host_spec(slots: int, prefix: str = SLOT_PREFIX) -> HostSpec:
     """``slots`` sandboxes with a tap each; class ``container`` differs in that a guest can live in it."""
-    return parse(_SPEC.format(slots=slots), Path("bench.toml"))
+    return parse(_SPEC.format(slots=slots, prefix=prefix), Path("bench.toml"))
+
+
+def plan_of(spec: HostSpec, number: int, kind: str = "machine") -> SlotPlan:
+    return SlotPlan(spec, spec.classes[kind], number, HOST_ID)
 
 
 class Yard:
@@ -52,16 +56,13 @@ class Yard:
     def close(self) -> None:
         self.workshop.close()
 
-    def plan(self, number: int, kind: str = "machine") -> SlotPlan:
-        return SlotPlan(self.spec, self.spec.classes[kind], number, HOST_ID)
-
     def build(self, number: int, die: Die, *, with_guest: bool = False) -> None:
         """Make slot ``number`` with the rules of ``die``: with a tap, or with a guest's namespace behind it."""
-        plan = self.plan(number, "container" if with_guest else "machine")
+        plan = plan_of(self.spec, number, "container" if with_guest else "machine")
         self.workshop.build(plan, Template(rules=(die,), others=()))
 
     def guest(self, number: int) -> Guest:
         """The guest of a slot that was built with one."""
-        plan = self.plan(number, "container")
+        plan = plan_of(self.spec, number, "container")
         assert plan.inner_netns is not None
         return Guest(number, netns.open_named(plan.inner_netns))

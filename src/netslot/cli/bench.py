@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from netslot.bench import picture, report, skew, stage
+from netslot.bench import picture, provision, report, skew, stage
 
 
 @click.group("bench")
@@ -57,6 +57,33 @@ def skew_command(
         return result
 
     run(context, measure, report.skew_table, as_json)
+
+
+@bench.command("provision")
+@click.option("--slots", default=4000, show_default=True, help="Slots that netslot and the bare loop build.")
+@click.option(
+    "--method", "methods", multiple=True, type=click.Choice(provision.METHODS), help="Only this one; repeatable."
+)
+@click.option("--script-samples", default=30, show_default=True, help="Slots by script, before and after the others.")
+@click.option("--cni-slots", default=60, show_default=True, help="Containers that the CNI plugins connect.")
+@click.option("--json", "as_json", is_flag=True, help="Machine output on stdout.")
+@click.pass_context
+def provision_command(
+    context: click.Context,
+    slots: int,
+    methods: tuple[str, ...],
+    script_samples: int,
+    cni_slots: int,
+    as_json: bool,
+) -> None:
+    """Time the building of slots: netslot, a bare loop of the same system calls, a script, CNI plugins.
+
+    \b
+    netslot bench provision --slots 400
+    netslot bench provision --method netslot --method floor --json
+    """
+    plan = provision.Plan(slots, methods or provision.METHODS, script_samples=script_samples, cni_slots=cni_slots)
+    run(context, lambda: provision.measure_provision(plan, say), report.provision_table, as_json)
 
 
 def say(text: str) -> None:
