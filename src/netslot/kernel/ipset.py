@@ -19,6 +19,9 @@ from netslot.kernel.netlink import Request
 NAME_LIMIT: Final = 31
 """Longest name of a set, in bytes (IPSET_MAXNAMELEN less the NUL)."""
 
+TYPE: Final = "hash:net"
+"""The type of the sets that :func:`create` makes."""
+
 FAMILY_IPV4: Final = socket.AF_INET
 FAMILY_IPV6: Final = socket.AF_INET6
 
@@ -81,7 +84,7 @@ def create(name: str, family: int, capacity: int) -> Request:
         _CREATE,
         family,
         netlink.attr_str(_A_SETNAME, name)
-        + netlink.attr_str(_A_TYPENAME, "hash:net")
+        + netlink.attr_str(_A_TYPENAME, TYPE)
         + netlink.attr_u8(_A_REVISION, 0)
         + netlink.attr_u8(_A_FAMILY, family)
         + data,

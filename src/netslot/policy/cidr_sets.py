@@ -102,6 +102,15 @@ def ready(sets: Sequence[CidrSet]) -> bool:
         return all(ipset.name_at(sock, number) == each.name for number, each in enumerate(sets))
 
 
+def sound(link: netlink.Socket, sets: Sequence[CidrSet]) -> bool:
+    """As :func:`ready`, and every set is of the type that it should be."""
+    if not sets:
+        return True
+    headers = {header.name: header for header in ipset.headers(link)}
+    kinds = [(headers[each.name].type, headers[each.name].family) for each in sets if each.name in headers]
+    return kinds == [(ipset.TYPE, each.family) for each in sets] and ready(sets)
+
+
 def any_other(sets: Sequence[CidrSet]) -> bool:
     """Whether the namespace has a set that was made after these; one of several may be missed if others went."""
     with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)) as sock:
@@ -137,8 +146,8 @@ def read(sets: Sequence[CidrSet], content: Mapping[str, Sequence[str]], *, where
             header = headers.pop(each.name, None)
             if header is None:
                 found.append(Difference(f"{where} {each.name}", "missing"))
-            elif header.type != "hash:net" or header.family != each.family:
-                found.append(Difference(f"{where} {each.name}", f"is a {header.type}, should be hash:net"))
+            elif header.type != ipset.TYPE or header.family != each.family:
+                found.append(Difference(f"{where} {each.name}", f"is a {header.type}, should be {ipset.TYPE}"))
             else:
                 found += _compare(link, each, header.elements, content.get(each.parameter, ()), where)
     found += [Difference(f"{where} {name}", "a set that the template does not have") for name in headers]
@@ -190,7 +199,7 @@ def restore(link: netlink.Socket, sets: Sequence[CidrSet], content: Mapping[str,
 
 
 def reset(link: netlink.Socket, sets: Sequence[CidrSet], content: Mapping[str, Sequence[str]]) -> None:
-    """Bring sets that are :func:`ready` back to ``content``, and destroy all others."""
+    """Bring sets that are :func:`sound` back to ``content``, and destroy all others."""
     restore(link, sets, content)
     mine = {each.name for each in sets}
     ipset.execute(link, [ipset.destroy(name) for name in ipset.names(link) if name not in mine])

@@ -111,7 +111,13 @@ class IptablesDie:
         flats = self._flats(sample, defaults)
         self._rules = sum(iptables_words.count_rules(image_of(flat)) for flat in flats)
         used: frozenset[str] = frozenset().union(
-            *(iptables_image.extensions(flat.family, flat.blob) for flat in flats)
+            *(iptables_image.extensions(flat.family, flat.blob) for flat in flats),
+            *(
+                iptables_image.extensions(recipe.base.family, rule.blob)
+                for recipe in self._recipes
+                for line in recipe.lines
+                for rule in line.by_protocol.values()
+            ),
         )
         self._named_state = bool(used & _NAMED_STATE)
         self._rule_state = bool(used & _RULE_STATE)
@@ -127,8 +133,14 @@ class IptablesDie:
         return self._fallback
 
     def stamp(self, values: Values) -> None:
-        """Make the sets, then put every table in force: one system call a table in a fresh slot."""
+        """Make the sets, then put every table in force: one system call a table in a fresh slot.
+
+        In a slot that was left half stamped, what is there is brought to the same state.
+        """
         if self._sets:
+            if cidr_sets.any_other(()):
+                self.reset(values)
+                return
             with netlink.Socket(netlink.NETLINK_NETFILTER) as link:
                 cidr_sets.create(link, self._sets, self._defaults)
         self._put(values)
@@ -149,7 +161,7 @@ class IptablesDie:
     def reset(self, values: Values) -> None:
         """Bring tables, counters, limits and sets back to a fresh stamp's; what is right already is left alone."""
         with netlink.Socket(netlink.NETLINK_NETFILTER) as link:
-            whole = cidr_sets.ready(self._sets)
+            whole = cidr_sets.sound(link, self._sets)
             if self._named_state or not whole:
                 _replace_all(self._existing(), iptables_image.closed)
             _replace_all(chain.from_iterable(map(self._foreign_tables, xtables.FAMILIES)), Image.flatten)

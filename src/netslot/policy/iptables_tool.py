@@ -52,7 +52,7 @@ class Source:
                 continue
             if len(lists) > 1:
                 raise SpecError("one line can stand for one list of ports only", file=self.file, line=index + 1)
-            if line.split(maxsplit=1)[0] not in ("-A", "--append"):
+            if not re.match(r"\s*(\[\d+:\d+\]\s*)?(-A|--append)\s", line):
                 raise SpecError(
                     "a line that stands for published ports begins with -A", file=self.file, line=index + 1
                 )
