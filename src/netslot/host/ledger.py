@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,11 +28,13 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS slots (
     slot INTEGER PRIMARY KEY, class TEXT NOT NULL, state TEXT NOT NULL, digest TEXT NOT NULL,
-    ready_at REAL NOT NULL, reason TEXT NOT NULL DEFAULT '');
+    ready_at REAL NOT NULL, reason TEXT NOT NULL DEFAULT '', process TEXT NOT NULL DEFAULT '');
 CREATE INDEX IF NOT EXISTS slots_by_state ON slots (class, state, ready_at);
 CREATE TABLE IF NOT EXISTS leases (
     lease TEXT PRIMARY KEY, slot INTEGER NOT NULL UNIQUE, owner TEXT NOT NULL UNIQUE, class TEXT NOT NULL,
     params TEXT NOT NULL, uid INTEGER NOT NULL, acquired_at REAL NOT NULL, expires_at REAL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS queue (
+    ticket INTEGER PRIMARY KEY AUTOINCREMENT, class TEXT NOT NULL, process TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS leases_by_expiry ON leases (expires_at) WHERE expires_at IS NOT NULL;
 """
 
@@ -62,6 +65,25 @@ class LeaseRecord:
     uid: int
     acquired_at: float
     expires_at: float | None
+
+
+def myself() -> str:
+    """What tells this process from every other of this boot: its id and when it started (proc(5), field 22)."""
+    return f"{os.getpid()}:{_started(os.getpid())}"
+
+
+def is_alive(process: str) -> bool:
+    """Whether the process that :func:`myself` named in it still runs."""
+    pid, _, started = process.partition(":")
+    return pid.isdecimal() and _started(int(pid)) == started
+
+
+def _started(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[19]
+    except OSError:
+        return "gone"
 
 
 class LedgerError(NetslotError):
@@ -139,7 +161,7 @@ class Ledger:
         now = time.time() if state == "free" else 0.0
         with self._transaction() as db:
             db.executemany(
-                "INSERT OR IGNORE INTO slots VALUES (?, ?, ?, ?, ?, ?)",
+                "INSERT OR IGNORE INTO slots VALUES (?, ?, ?, ?, ?, ?, '')",
                 [(number, name, state, digest, now, reason) for number, name, digest in slots],
             )
 
@@ -157,22 +179,38 @@ class Ledger:
     def claim_many(self, numbers: Iterable[int], *states: State) -> list[int]:
         """As :meth:`claim` for many slots in one transaction; returns those that were taken."""
         marks = ",".join("?" * len(states))
-        query = f"UPDATE slots SET state = 'dirty', ready_at = ? WHERE slot = ? AND state IN ({marks})"
-        now = time.time()
+        query = f"UPDATE slots SET state = 'dirty', process = ? WHERE slot = ? AND state IN ({marks})"
         with self._transaction() as db:
-            return [number for number in numbers if db.execute(query, (now, number, *states)).rowcount]
+            return [number for number in numbers if db.execute(query, (myself(), number, *states)).rowcount]
+
+    def take_dirty(self) -> list[SlotRecord]:
+        """Claim the dirty slots that no living process is at; a binding that its process died in ends first."""
+        unfinished = "SELECT slot, process, state FROM slots WHERE state IN ('dirty', 'binding')"
+        if not self._rows(f"{unfinished} LIMIT 1"):
+            return []
+        with self._transaction() as db:
+            taken = []
+            for number, process, _state in db.execute(unfinished).fetchall():
+                if is_alive(process):
+                    continue
+                db.execute("DELETE FROM leases WHERE slot = ?", (number,))
+                db.execute("UPDATE slots SET state = 'dirty', process = ? WHERE slot = ?", (myself(), number))
+                taken.append(number)
+        return [record for number in taken if (record := self.slot(number)) is not None]
 
     def settle(self, number: int, digest: str, *, ready_at: float) -> None:
         """A dirty slot was cleaned: it is free, with template ``digest``, from ``ready_at`` on."""
         with self._transaction() as db:
             db.execute(
-                "UPDATE slots SET state = 'free', digest = ?, ready_at = ?, reason = '' WHERE slot = ?",
+                "UPDATE slots SET state = 'free', digest = ?, ready_at = ?, reason = '', process = '' WHERE slot = ?",
                 (digest, ready_at, number),
             )
 
     def quarantine(self, number: int, reason: str) -> None:
         with self._transaction() as db:
-            db.execute("UPDATE slots SET state = 'quarantined', reason = ? WHERE slot = ?", (reason, number))
+            db.execute(
+                "UPDATE slots SET state = 'quarantined', reason = ?, process = '' WHERE slot = ?", (reason, number)
+            )
 
     # --- leases --------------------------------------------------------------------------------------
 
@@ -186,11 +224,13 @@ class Ledger:
         uid: int,
         binding: bool,
         ttl: float | None = None,
+        ticket: int | None = None,
     ) -> tuple[LeaseRecord | None, bool]:
         """Give ``owner`` the slot of ``class_name`` that has been free longest.
 
         Returns the lease and whether it is new: an owner that holds one gets the same again. ``binding`` leaves
-        the slot in that state until :meth:`bound`. (None, False) when no slot is ready.
+        the slot in that state until :meth:`bound`. (None, False) when no slot is ready, or somebody stands before
+        ``ticket`` in the queue for the class.
         """
         now = time.time()
         expires = now + ttl if ttl is not None else None
@@ -198,6 +238,9 @@ class Ledger:
             row = db.execute(f"{_LEASES} WHERE owner = ?", (owner,)).fetchone()
             if row is not None:
                 return _lease(row), False
+            first = db.execute("SELECT min(ticket) FROM queue WHERE class = ?", (class_name,)).fetchone()[0]
+            if first is not None and first != ticket:
+                return None, False
             row = db.execute(
                 "SELECT slot FROM slots WHERE class = ? AND state = 'free' AND ready_at <= ?"
                 " ORDER BY ready_at LIMIT 1",
@@ -207,7 +250,8 @@ class Ledger:
                 return None, False
             number = row[0]
             state = "binding" if binding else "leased"
-            db.execute("UPDATE slots SET state = ?, ready_at = ? WHERE slot = ?", (state, now, number))
+            process = myself() if binding else ""
+            db.execute("UPDATE slots SET state = ?, process = ? WHERE slot = ?", (state, process, number))
             record = LeaseRecord(lease, number, owner, class_name, params, uid, now, expires)
             db.execute(
                 "INSERT INTO leases VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -218,7 +262,9 @@ class Ledger:
     def bound(self, number: int) -> None:
         """The parameters of a new lease are in force."""
         with self._transaction() as db:
-            db.execute("UPDATE slots SET state = 'leased' WHERE slot = ? AND state = 'binding'", (number,))
+            db.execute(
+                "UPDATE slots SET state = 'leased', process = '' WHERE slot = ? AND state = 'binding'", (number,)
+            )
 
     def rebound(self, lease: str, params: Mapping[str, Any]) -> None:
         """The parameters of a running lease were changed."""
@@ -237,7 +283,7 @@ class Ledger:
             row = db.execute("DELETE FROM leases WHERE lease = ? RETURNING slot", (lease,)).fetchone()
             if row is None:
                 return None
-            db.execute("UPDATE slots SET state = 'dirty', ready_at = ? WHERE slot = ?", (time.time(), row[0]))
+            db.execute("UPDATE slots SET state = 'dirty', process = '' WHERE slot = ?", (row[0],))
             return int(row[0])
 
     def lease(

@@ -12,8 +12,8 @@ from typing import NamedTuple, TypeVar
 
 from netslot.errors import KernelError
 from netslot.host.plan import GUEST, INNER_UPLINK, LOOPBACK, UPLINK, SlotPlan, any_network
-from netslot.kernel import rtnetlink as rt
 from netslot.kernel import fib, tun
+from netslot.kernel import rtnetlink as rt
 from netslot.kernel.netlink import Request, Socket
 from netslot.kernel.sysctl import Sysctls
 

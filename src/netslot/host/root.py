@@ -7,15 +7,17 @@ ruleset, never per slot.
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from netslot.errors import HostError, NetslotError, SpecError
+from netslot.errors import HostError, KernelError, NetslotError, SpecError
 from netslot.host import root_text
 from netslot.host.root_text import CHAIN, TABLE, Chains
+from netslot.kernel.sysctl import Sysctls
 from netslot.policy.base import Difference
 from netslot.spec.model import HostSpec
 from netslot.spec.render import render
@@ -103,6 +105,48 @@ def _remove(owners: Iterable[str]) -> None:
         lines += [f"-F {name}" for name in mine] + [f"-X {name}" for name in mine] + ["COMMIT", ""]
         if len(lines) > 3:
             _run([_restore(tool), "--noflush"], "\n".join(lines), None)
+
+
+# --- forwarding --------------------------------------------------------------------------------------
+
+
+def enable_forwarding(spec: HostSpec) -> str:
+    """Let the uplink forward, and IPv6 as a whole where slots have it; returns what was set before, for ``down``.
+
+    IPv4 is switched for the uplink alone. IPv6 forwards only where ``net.ipv6.conf.all.forwarding`` says so.
+    """
+    before: dict[str, str] = {}
+    sysctls = Sysctls()
+    try:
+        names = [f"net/ipv4/conf/{spec.uplink}/forwarding"]
+        names += ["net/ipv6/conf/all/forwarding"] if spec.addresses.pool6 is not None else []
+        for name in names:
+            try:
+                before[name] = sysctls.read(name)
+            except KernelError as error:
+                raise SpecError(
+                    f"the root namespace has no link {spec.uplink!r}", key="uplink", hint="ip link shows them"
+                ) from error
+            if before[name] == "0":
+                sysctls.write(name, "1")
+    finally:
+        sysctls.close()
+    return json.dumps(before)
+
+
+def restore_forwarding(saved: str | None) -> None:
+    """Undo :func:`enable_forwarding`; a link that is gone is left alone."""
+    sysctls = Sysctls()
+    try:
+        for name, value in json.loads(saved or "{}").items():
+            try:
+                if sysctls.read(name) != value:
+                    sysctls.write(name, value)
+            except KernelError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+    finally:
+        sysctls.close()
 
 
 # --- nftables ----------------------------------------------------------------------------------------

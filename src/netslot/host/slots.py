@@ -96,7 +96,7 @@ class Workshop:
                     self.finish_inner(plan, inner_fd)
                 yield slot_fd
             except BaseException:
-                self.destroy(plan)
+                self.destroy(plan.netns)
                 raise
 
     def finish_inner(self, plan: SlotPlan, inner_fd: int) -> None:
@@ -140,16 +140,14 @@ class Workshop:
 
     # --- the end -------------------------------------------------------------------------------------
 
-    def destroy(self, plan: SlotPlan) -> None:
-        """Remove whatever there is of the slot; absence is success.
+    def destroy(self, name: str) -> None:
+        """Remove whatever there is of the slot ``name``; absence is success.
 
         The link goes at once, the namespace when the kernel gets to it, or when the last process in it ends.
         """
-        link = rt.delete_link(0, plan.root_if)._replace(ignore=(errno.ENODEV,))
-        self.root.execute([link])
-        if plan.inner_netns:
-            netns.unpin(plan.inner_netns)
-        netns.unpin(plan.netns)
+        self.root.execute([rt.delete_link(0, name)._replace(ignore=(errno.ENODEV,))])
+        netns.unpin(f"{name}-in")
+        netns.unpin(name)
 
 
 @contextlib.contextmanager

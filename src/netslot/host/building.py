@@ -1,0 +1,290 @@
+"""``up`` and ``down``: make the kernel agree with the spec, touching nothing that is already right."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from netslot.errors import KernelError, NetslotError, RefusedError, UsageError
+from netslot.host import lint, root, slots
+from netslot.host.engine import Engine, read_tag
+from netslot.host.ledger import SlotRecord
+from netslot.host.plan import SlotPlan, parse_tag
+from netslot.host.slots import NotCleanError, Template, Workshop
+from netslot.kernel import cgroupfs, netns, sockets
+from netslot.kernel import rtnetlink as rt
+from netslot.spec.model import HostSpec
+
+T = TypeVar("T")
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many are done, and how many there are to do."""
+
+_BATCH = 50
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a host is. ``seconds`` is the time that building took, 0.0 when nothing was asked for."""
+
+    slots: int
+    free: int
+    root_rules: int
+    rules_per_slot: int
+    rules_total: int
+    seconds: float
+
+
+def summary(engine: Engine, seconds: float = 0.0) -> Summary:
+    """Numbers of the host as the ledger has them. Rules per slot are those of the class with the most."""
+    counts = engine.ledger.counts()
+    total = sum(counts.values())
+    free = sum(count for (_, state), count in counts.items() if state == "free")
+    snapshot = engine.root_snapshot
+    root_rules = snapshot.rules if snapshot else 0
+    by_class = {name: int(engine.ledger.get(f"rules:{name}") or 0) for name in {name for name, _ in counts}}
+    all_rules = sum(by_class[name] * count for (name, _), count in counts.items())
+    return Summary(total, free, root_rules, max(by_class.values(), default=0), root_rules + all_rules, seconds)
+
+
+def up(
+    engine: Engine,
+    spec: HostSpec,
+    *,
+    slots_override: int | None = None,
+    progress: Progress | None = None,
+    stop: threading.Event | None = None,
+) -> Summary:
+    """Build, adopt, restamp and remove slots until the host is as ``spec`` says.
+
+    ``stop``, once set, ends the work after the slot at hand; what was built stays and the next ``up`` continues.
+    Raises NetslotError then.
+    """
+    started = time.perf_counter()
+    lint.refuse(spec)
+    ledger = engine.create()
+    with engine.exclusive():
+        _take_spec(engine, spec, slots_override)
+        for name in spec.classes:
+            ledger.put(**{f"rules:{name}": str(sum(die.rules for die in engine.template(name).dies))})
+        builder = _Builder(engine, progress, stop or threading.Event())
+        engine.run(builder.root)
+        engine.write_identity()
+        engine.run(builder.adopt)
+        engine.run(builder.remove_surplus)
+        engine.run(builder.refresh)
+        engine.run(builder.build_missing)
+    return summary(engine, time.perf_counter() - started)
+
+
+def _take_spec(engine: Engine, spec: HostSpec, slots_override: int | None) -> None:
+    ledger = engine.ledger
+    engine.recover_facts()
+    if engine.root_netns is not None:
+        ledger.put(root_netns=engine.root_netns)
+    known = engine.ledger.get("spec")
+    if known and engine.ledger.slots():
+        before = engine.spec
+        if (before.prefix, before.addresses.pool) != (spec.prefix, spec.addresses.pool):
+            raise UsageError(
+                "prefix and pool of a host that has slots cannot change",
+                hint="netslot down first, or another --state-dir",
+            )
+    engine.keep_spec(spec, slots_override)
+
+
+class _Builder:
+    """The steps of ``up``. Each may be repeated; each leaves a state that the next ``up`` or ``down`` recognises."""
+
+    def __init__(self, engine: Engine, progress: Progress | None, stop: threading.Event) -> None:
+        self.engine = engine
+        self.ledger = engine.ledger
+        self.spec = engine.spec
+        self._progress = progress
+        self._stop = stop
+
+    def root(self, _: Workshop) -> None:
+        """The static ruleset, and forwarding on the uplink."""
+        before = self.engine.root_snapshot
+        after = root.apply(self.spec, before)
+        self.ledger.put(root=after.dump())
+        saved = root.enable_forwarding(self.spec)
+        if self.ledger.get("forwarding") is None:
+            self.ledger.put(forwarding=saved)
+
+    def adopt(self, _: Workshop) -> None:
+        """Make the ledger agree with what is in the kernel."""
+        known = {record.slot: record for record in self.ledger.slots()}
+        pins = self.engine.pins()
+        # A leased slot without its pin is left to verify: its tenant may still be at work in it.
+        self.ledger.forget(
+            number for number, record in known.items() if number not in pins and record.state != "leased"
+        )
+        found, foreign = [], []
+        lost = not known and self.ledger.get("built") is None
+        for number, name in pins.items():
+            if number in known:
+                continue
+            tag = read_tag(name)
+            if tag is None or tag[0] != self.engine.host_id:
+                foreign.append(name)
+            else:
+                found.append((number, tag[2], tag[3]))
+        if foreign:
+            raise NetslotError(
+                f"{foreign[0]} (and {len(foreign) - 1} more) are namespaces of somebody else",
+                hint="use another prefix",
+            )
+        if lost:
+            self.ledger.add(found, "unknown", "the ledger was lost: nobody knows whether this slot is leased")
+        else:
+            self.ledger.add(found)  # built by an `up` that was killed before it could write that down
+        self.ledger.put(built="yes")
+
+    def remove_surplus(self, workshop: Workshop) -> None:
+        """Free slots that the spec no longer has go; leased ones stay until they are released."""
+        built = {record.slot: record.class_name for record in self.ledger.slots()}
+        for class_name, count in self.spec.surplus(built).items():
+            spare = [r for r in self.ledger.slots("free", "quarantined") if r.class_name == class_name]
+            doomed = [record.slot for record in spare[-count:]] if count else []
+            for number in self._each("removing", self.ledger.claim_many(doomed, "free", "quarantined")):
+                remove(self.engine, workshop, number)
+                self.ledger.forget([number])
+
+    def refresh(self, workshop: Workshop) -> None:
+        """Restamp free slots whose template changed; clean dirty ones; rebuild those in quarantine."""
+        wanted = {name: each.digest for name, each in self.spec.classes.items()}
+        stale = [
+            record
+            for record in self.ledger.slots("free", "dirty", "quarantined")
+            if record.class_name in wanted and (record.state != "free" or record.digest != wanted[record.class_name])
+        ]
+        states = {record.slot: record for record in stale}
+        if not stale:
+            return
+        claimed = self.ledger.claim_many(states, "free", "quarantined", "dirty")
+        processes = sockets.processes_by_namespace()
+        for number in self._each("restamping", claimed):
+            self._refresh(workshop, states[number], processes)
+
+    def _refresh(self, workshop: Workshop, record: SlotRecord, processes: dict[int, list[int]]) -> None:
+        plan = self.engine.plan(record.slot, record.class_name)
+        template = self.engine.template(record.class_name)
+        try:
+            if record.state == "quarantined":
+                rebuild(self.engine, plan, template, workshop)
+            else:
+                try:
+                    slots.recycle(plan, template, workshop, lambda inode: processes.get(inode, []))
+                except (NotCleanError, KernelError):
+                    rebuild(self.engine, plan, template, workshop)
+            self.ledger.settle(plan.number, plan.of.digest, ready_at=time.time())
+        except NetslotError as error:
+            self.ledger.quarantine(plan.number, str(error))
+
+    def build_missing(self, workshop: Workshop) -> None:
+        built = {record.slot: record.class_name for record in self.ledger.slots()}
+        wanted = self.spec.missing(built)
+        names = set(netns.names())
+        taken = [self.spec.name(number) for number, _ in wanted if self.spec.name(number) in names]
+        if taken:
+            raise NetslotError(f"/run/netns/{taken[0]} exists and is not netslot's", hint="use another prefix")
+        done: list[tuple[int, str, str]] = []
+        try:
+            for number, class_name in self._each("building", wanted):
+                plan = self.engine.plan(number, class_name)
+                workshop.build(plan, self.engine.template(class_name))
+                done.append((number, class_name, plan.of.digest))
+                if len(done) == _BATCH:
+                    self.ledger.add(done)
+                    done = []
+        finally:
+            self.ledger.add(done)
+
+    def _each(self, what: str, items: Sequence[T]) -> Iterator[T]:
+        total = len(items)
+        for count, item in enumerate(items):
+            if self._stop.is_set():
+                raise NetslotError(f"stopped while {what}: {count} of {total} done", hint="netslot up continues")
+            if self._progress is not None:
+                self._progress(what, count, total)
+            yield item
+        if self._progress is not None and total:
+            self._progress(what, total, total)
+
+
+def rebuild(engine: Engine, plan: SlotPlan, template: Template, workshop: Workshop) -> None:
+    """Put a new slot in the place of one that cannot be cleaned."""
+    remove(engine, workshop, plan.number)
+    workshop.build(plan, template)
+
+
+def remove(engine: Engine, workshop: Workshop, number: int) -> None:
+    """Remove whatever there is of a slot: its link, its pins, its cgroup. Absence is success."""
+    name = engine.spec.name(number)
+    workshop.destroy(name)
+    for parent in {each.cgroup.parent for each in engine.spec.classes.values() if each.cgroup is not None}:
+        if cgroupfs.populated(f"{parent}/{name}"):
+            cgroupfs.kill_and_wait(f"{parent}/{name}")
+        cgroupfs.remove(f"{parent}/{name}", cgroupfs.CONTROLLERS)
+
+
+def down(engine: Engine, *, force: bool = False, progress: Progress | None = None) -> int:
+    """Remove the host: slots, root's rules, the state directory. Returns how many slots there were.
+
+    RefusedError while slots are leased, unless ``force``; processes inside slots lose their network, and keep
+    their namespace until they end.
+    """
+    ledger = engine.ledger
+    with engine.exclusive():
+        engine.recover_facts()
+        leases = ledger.leases()
+        if leases and not force:
+            raise RefusedError(
+                f"{len(leases)} slots are leased, the first to {leases[0].owner}",
+                hint="release them, or netslot down --force",
+            )
+        count = engine.run(lambda workshop: _take_down(engine, workshop, progress)) if ledger.get("spec") else 0
+        state_dir = engine.state_dir
+        engine.close()
+        for pattern in ("ledger.db*", "facts.json", "identity", "lock"):
+            for file in state_dir.glob(pattern):
+                file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # it holds files of somebody else's
+        state_dir.rmdir()
+    return count
+
+
+def _take_down(engine: Engine, workshop: Workshop, progress: Progress | None) -> int:
+    ledger, spec = engine.ledger, engine.spec
+    known = {record.slot for record in ledger.slots()}
+    for number, name in engine.pins().items():
+        if number not in known:
+            tag = read_tag(name)
+            if tag is not None and tag[0] == engine.host_id:
+                known.add(number)
+    for link in rt.links(workshop.root):
+        tag = parse_tag(link.alias)
+        if tag is not None and tag[0] == engine.host_id:
+            known.add(tag[1])
+    for count, number in enumerate(sorted(known)):
+        if progress is not None:
+            progress("removing", count, len(known))
+        remove(engine, workshop, number)
+    if progress is not None:
+        progress("removing", len(known), len(known))
+    for name in netns.names():
+        digits = name.removeprefix(spec.prefix).removesuffix("-in")
+        if name.endswith("-in") and digits.isdecimal():
+            netns.unpin(name)
+    for parent in {each.cgroup.parent for each in spec.classes.values() if each.cgroup is not None}:
+        cgroupfs.remove(parent, cgroupfs.CONTROLLERS)
+    snapshot = engine.root_snapshot
+    if snapshot is not None:
+        root.remove(snapshot)
+    root.restore_forwarding(ledger.get("forwarding"))
+    return len(known)

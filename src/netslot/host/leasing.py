@@ -1,0 +1,269 @@
+"""Leases: a slot handed out with a tenant's own parameters, changed while it runs, taken back and cleaned."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any
+
+from netslot.errors import KernelError, NetslotError, RefusedError, UsageError
+from netslot.host import building, slots
+from netslot.host.engine import Engine
+from netslot.host.ledger import LeaseRecord, SlotRecord
+from netslot.host.plan import SlotPlan
+from netslot.host.slots import NotCleanError, Workshop
+from netslot.kernel import netns, sockets
+from netslot.policy.base import Parameters, Values
+from netslot.spec.parameters import Bound
+
+_POLL = 0.01
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A lease and all that a platform needs to attach its workload."""
+
+    record: LeaseRecord
+    plan: SlotPlan
+
+    @property
+    def slot(self) -> int:
+        return self.record.slot
+
+    @property
+    def id(self) -> str:
+        return self.record.lease
+
+    @property
+    def owner(self) -> str:
+        return self.record.owner
+
+    @property
+    def netns(self) -> str:
+        return self.plan.netns
+
+    @property
+    def netns_path(self) -> str:
+        return str(netns.NETNS_DIR / self.plan.netns)
+
+    @cached_property
+    def fields(self) -> dict[str, Any]:
+        """The machine output of ``acquire``."""
+        return {
+            "slot": self.slot,
+            "class": self.record.class_name,
+            "owner": self.owner,
+            "lease": self.id,
+            "params": dict(self.record.params),
+            "acquired_at": datetime.fromtimestamp(self.record.acquired_at, UTC).isoformat(),
+            "expires_at": (
+                datetime.fromtimestamp(self.record.expires_at, UTC).isoformat()
+                if self.record.expires_at is not None
+                else None
+            ),
+            **attachment_fields(self.plan),
+        }
+
+
+def attachment_fields(plan: SlotPlan) -> dict[str, Any]:
+    """What a workload needs to know to attach to the slot; addresses without prefix lengths."""
+    values, attachment = plan.values, plan.of.attachment
+    inner = plan.guest_if is not None
+    gateway = values["gateway"] if inner else values["root_address"]
+    guest = values["guest_address"] if inner else values["address"]
+    length = int(values["guest_prefix_length"] if inner else values["prefix_length"])
+    mac = attachment.guest_mac if inner else values["uplink_mac"]
+    dns = [str(server) for server in plan.addresses.dns]
+    tap = plan.guest_if if attachment.kind == "tap" else None
+    fields: dict[str, Any] = {
+        "netns": plan.netns,
+        "netns_path": str(netns.NETNS_DIR / plan.netns),
+        "attachment": attachment.kind,
+        "tap": tap,
+        "guest_address": guest,
+        "gateway": gateway,
+        "prefix_length": length,
+        "slot_address": values["address"],
+        "guest_mac": mac,
+        "gateway_mac": attachment.gateway_mac if inner else values["root_mac"],
+        "mtu": attachment.mtu,
+        "cgroup": values.get("cgroup"),
+        "dns": dns,
+    }
+    if plan.ipv6:
+        fields |= {
+            "guest_address6": values["guest_address6"] if inner else values["address6"],
+            "gateway6": values["gateway6"] if inner else values["root_address6"],
+            "slot_address6": values["address6"],
+        }
+    if plan.inner_netns is not None:
+        fields["workload_netns"] = plan.inner_netns
+        fields["workload_netns_path"] = str(netns.NETNS_DIR / plan.inner_netns)
+    if tap is not None:
+        mask = str(plan.addresses.guest.netmask)
+        resolvers = ":".join(["", *dns[:2]]) if dns else ""
+        fields["kernel_ip_argument"] = f"ip={guest}::{gateway}:{mask}::eth0:off{resolvers}"
+        fields["firecracker"] = {"iface_id": "eth0", "host_dev_name": tap, "guest_mac": mac}
+    return fields
+
+
+def split(bound: Mapping[str, Bound], plan: SlotPlan) -> tuple[Values, Parameters]:
+    """Bound parameters as dies take them: scalars among the slot's values, lists apart."""
+    scalars = {name: value for name, value in bound.items() if isinstance(value, str)}
+    lists = {name: value for name, value in bound.items() if not isinstance(value, str)}
+    return {**plan.values, **scalars}, lists
+
+
+def acquire(
+    engine: Engine,
+    owner: str,
+    *,
+    class_name: str | None = None,
+    params: Mapping[str, object] | None = None,
+    wait: float = 0.0,
+    ttl: float | None = None,
+    uid: int | None = None,
+) -> Lease | None:
+    """Lease a slot to ``owner``; an owner that holds one gets the same again.
+
+    All parameters hold before this returns. None when no slot is free; with ``wait``, only after that many
+    seconds, and those who ask are served in the order in which they came. UsageError for a class or parameter
+    that the spec does not have.
+    """
+    if not owner or len(owner) > 200:
+        raise UsageError("an owner is a text of 1 to 200 characters")
+    name = class_name or next(iter(engine.spec.classes))
+    of = engine.plan(1, name).of
+    bound = of.bind(params or {})
+    binding = any(bound[key] != of.parameters[key].default for key in params or {})
+    deadline = time.monotonic() + wait
+    ticket = engine.ledger.queue_up(name) if wait > 0 else None
+    try:
+        while True:
+            record, new = engine.ledger.acquire(
+                secrets.token_hex(8),
+                owner,
+                name,
+                bound,
+                uid=os.getuid() if uid is None else uid,
+                binding=binding,
+                ttl=ttl,
+                ticket=ticket,
+            )
+            if record is not None:
+                break
+            if recover(engine):
+                continue
+            if time.monotonic() >= deadline:
+                return None
+            time.sleep(_POLL)
+    finally:
+        if ticket is not None:
+            engine.ledger.leave_queue(ticket)
+    if new and binding:
+        _bind_new(engine, record, bound)
+    if not new and record.class_name != name and class_name is not None:
+        raise UsageError(f"{owner} holds slot {record.slot} of class {record.class_name}", hint="release it first")
+    return Lease(record, engine.plan(record.slot, record.class_name))
+
+
+def _bind_new(engine: Engine, record: LeaseRecord, bound: Mapping[str, Bound]) -> None:
+    plan = engine.plan(record.slot, record.class_name)
+    try:
+        engine.run(lambda _: _bind(engine, plan, bound))
+    except BaseException:
+        engine.ledger.release(record.lease)
+        recover(engine)
+        raise
+    engine.ledger.bound(record.slot)
+
+
+def _bind(engine: Engine, plan: SlotPlan, bound: Mapping[str, Bound]) -> None:
+    values, lists = split(bound, plan)
+    with slots.inside(plan):
+        for die in engine.template(plan.of.name).dies:
+            die.bind(values, lists)
+
+
+def update(engine: Engine, lease: str, params: Mapping[str, object]) -> Lease:
+    """Change a running lease's parameters, those named in ``params``; the others stay as they are.
+
+    Every packet is judged by the old values or the new ones, and established connections stay. Written down
+    first: after a crash in between, ``verify --repair`` puts the new values in force.
+    """
+    record = engine.ledger.lease(lease=lease)
+    if record is None:
+        raise RefusedError(f"there is no lease {lease}")
+    plan = engine.plan(record.slot, record.class_name)
+    before = plan.of.bind(record.params)
+    after = plan.of.bind({**record.params, **params})
+    engine.ledger.rebound(lease, after)
+    try:
+        engine.run(lambda _: _bind(engine, plan, after))
+    except BaseException:
+        engine.ledger.rebound(lease, before)
+        engine.run(lambda _: _bind(engine, plan, before))
+        raise
+    changed = engine.ledger.lease(lease=lease)
+    if changed is None:
+        raise RefusedError(f"lease {lease} ended meanwhile")
+    return Lease(changed, plan)
+
+
+def release(engine: Engine, record: LeaseRecord, *, clean: bool = True) -> bool:
+    """End a lease. With ``clean`` its slot is made ready for the next tenant at once, otherwise by :func:`recover`.
+
+    False when it had ended already.
+    """
+    number = engine.ledger.release(record.lease)
+    if number is None:
+        return False
+    if clean:
+        recover(engine)
+    return True
+
+
+def recover(engine: Engine) -> int:
+    """Clean every dirty slot that nobody else is at, and undo what dead processes left half done.
+
+    Returns how many slots became free. A slot that cannot be cleaned is rebuilt, or else put in quarantine.
+    """
+    records = engine.ledger.take_dirty()
+    if not records:
+        return 0
+    return engine.run(lambda workshop: _clean(engine, workshop, records))
+
+
+def _clean(engine: Engine, workshop: Workshop, records: Sequence[SlotRecord]) -> int:
+    processes = sockets.processes_by_namespace()
+    freed = 0
+    for record in records:
+        freed += clean_one(engine, workshop, record, processes)
+    return freed
+
+
+def clean_one(engine: Engine, workshop: Workshop, record: SlotRecord, processes: Mapping[int, list[int]]) -> bool:
+    """Make one claimed slot as new; True when it is free again."""
+    try:
+        plan = engine.plan(record.slot, record.class_name)
+    except UsageError:  # its class is gone from the spec, and so is the slot now
+        building.remove(engine, workshop, record.slot)
+        engine.ledger.forget([record.slot])
+        return False
+    template = engine.template(record.class_name)
+    try:
+        slots.recycle(plan, template, workshop, lambda inode: processes.get(inode, []))
+    except (NotCleanError, KernelError) as reason:
+        engine.ledger.quarantine(record.slot, str(reason))
+        try:
+            building.rebuild(engine, plan, template, workshop)
+        except NetslotError as error:
+            engine.ledger.quarantine(record.slot, f"{reason}; and it cannot be rebuilt: {error}")
+            return False
+    engine.ledger.settle(record.slot, plan.of.digest, ready_at=time.time() + engine.spec.hold_down)
+    return True
