@@ -317,10 +317,10 @@ def as_input(what: str, nodes: Nodes) -> Nodes:
 def _input_node(node: Node) -> Node:
     if not isinstance(node.value, tuple) or node.records:
         return node
-    if _is_expression(node.value) and expression_name(node.value) == b"exthdr":
+    if _is_expression(node.value) and expression_name(node.value) in _INPUT_FORM:
         name, data = node.value
         assert isinstance(data.value, tuple)
-        return Node(node.kind, (name, Node(data.kind, _exthdr_input(data.value))))
+        return Node(node.kind, (name, Node(data.kind, _INPUT_FORM[expression_name(node.value)](data.value))))
     return Node(node.kind, tuple(_input_node(child) for child in node.value))
 
 
@@ -333,6 +333,25 @@ def _exthdr_input(data: Nodes) -> Nodes:
     if dreg not in kinds:
         return tuple(node for node in data if node.kind & NLA_TYPE_MASK not in (offset, length, flags))
     return data
+
+
+def _osf_input(data: Nodes) -> Nodes:
+    """Flags must be those of a version match, or not be there (nft_osf.c, nft_osf_init)."""
+    flags = 3
+    return tuple(node for node in data if node.kind & NLA_TYPE_MASK != flags or number(data, flags))
+
+
+def _dynset_input(data: Nodes) -> Nodes:
+    """No timeout is dumped as zero, and refused for a set without timeouts (nft_dynset.c, nft_dynset_init)."""
+    timeout = 6
+    return tuple(node for node in data if node.kind & NLA_TYPE_MASK != timeout or number(data, timeout))
+
+
+_INPUT_FORM: Mapping[bytes, Callable[[Nodes], Nodes]] = {
+    b"dynset": _dynset_input,
+    b"exthdr": _exthdr_input,
+    b"osf": _osf_input,
+}
 
 
 def _compat(rule: Nodes) -> Nodes:

@@ -27,6 +27,8 @@ CASTS = 4
 """Two casts show the difference, the others prove the explanation."""
 
 _FIRST_INDEX = 4096  # far above what links of a fresh namespace get by themselves
+PROOF_INDEX = 1024
+"""Where the links of a proof begin: in no cast do they."""
 
 
 def in_scratch(function: Callable[[], T]) -> T:

@@ -61,6 +61,7 @@ class NftProgram:
 
 _NFT_PLACE = re.compile(r"^\S*?:(\d+):[\d-]+: Error: (.*)$", re.MULTILINE)
 _DEVICE = re.compile(r'\b(?:device|iif|oif)\s+(?:[!=]=\s*)?"?([\w.@:-]+)"?')
+_LINK_NAME = re.compile(r"[\w@:-][\w.@:-]{0,14}")
 _DEVICES = re.compile(r"\bdevices\s*=\s*\{([^}]*)\}")
 _DEFINE = re.compile(r"^\s*define\s+([\w.-]+)\s*=\s*(.*)$", re.MULTILINE)
 
@@ -72,7 +73,7 @@ def nft_devices(text: str) -> list[str]:
     found = _DEVICE.findall(text)
     for group in _DEVICES.findall(text):
         found += [word.strip().strip('"') for word in group.split(",")]
-    return [name for name in dict.fromkeys(found) if name and name != "lo" and len(name) < 16]
+    return [name for name in dict.fromkeys(found) if name != "lo" and _LINK_NAME.fullmatch(name)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from netslot.policy.base import Difference, Parameters, Values
 from netslot.policy.cidr_sets import CidrSet
 from netslot.policy.iptables_places import words
 from netslot.policy.iptables_tool import Source
-from netslot.policy.nft_cast import Cast, cast_program, in_scratch, load_and_read, make_devices
+from netslot.policy.nft_cast import PROOF_INDEX, Cast, cast_program, in_scratch, load_and_read, make_devices
 from netslot.policy.nft_lists import CIDRS, PORTS, ListSet, find
 from netslot.policy.nft_ports import PortLine, cast_port_lines, insert_ports
 from netslot.policy.nft_programs import IptablesProgram, NftProgram, Program
@@ -300,7 +300,7 @@ class NftablesDie:
         ruleset = self._ruleset(values, {})
 
         def act() -> str | None:
-            make_devices(self._program.devices(values), 1)
+            make_devices(self._program.devices(values), PROOF_INDEX)
             self._program.prepare()
             with nf.Socket() as sock:
                 try:
