@@ -55,6 +55,7 @@ def skew_table(result: dict[str, Any]) -> str:
     lines += [
         f"  add, {words(s['shape'])}: {s['add_tenant_driver']}" for s in result["shapes"] if s["add_tenant_driver"]
     ]
+    lines += [f"  not measured: {words(name)}: {reason}" for name, reason in result["skipped"].items()]
     lines += ratios(result)
     return "\n".join([*lines, machine_line(result["machine"])])
 

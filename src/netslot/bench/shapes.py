@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from netslot.bench import rivals
-from netslot.bench.tenants import RULES_PER_TENANT, Tenant
+from netslot.bench.tenants import ROOT_NAT, RULES_PER_TENANT, Tenant, iptables_table
 from netslot.errors import HostError, NetslotError
 from netslot.kernel import netlink, xtables
 from netslot.kernel import nf_tables as nf
@@ -293,3 +293,12 @@ def make(name: str, count: int) -> Shape:
 
 def _tenants(count: int) -> list[Tenant]:
     return [Tenant(number) for number in range(1, count + 1)]
+
+
+def legacy_refusal() -> str | None:
+    """Why iptables-legacy does not work here (newer kernels leave its tables out); None when it does."""
+    try:
+        in_scratch(lambda: run_tool(LEGACY, iptables_table((), ()) + ROOT_NAT))
+    except NetslotError as error:
+        return error.message
+    return None

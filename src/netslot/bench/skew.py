@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
@@ -75,6 +75,7 @@ class _Run:
     samples: list[Samples] = field(default_factory=list)
     add: dict[str, float] = field(default_factory=dict)
     load_s: float | None = None
+    slot_rules: int = 0
     legacy_tables: list[LegacyTable] = field(default_factory=list)
 
     def seat(self, guests: list[Guest]) -> None:
@@ -88,6 +89,7 @@ class _Run:
         entry["add_tenant_us"] = round(self.add[driver], 1) if driver else None
         entry["add_tenant_driver"] = driver
         entry["add_tenant_by_driver_us"] = {name: round(us, 1) for name, us in self.add.items()}
+        entry["slot_rules"] = self.slot_rules
         entry["tenants"] = self.root.tenants or None
         entry["load_s"] = None if self.load_s is None else round(self.load_s, 3)
         entry["note"] = self.root.note
@@ -106,6 +108,10 @@ def measure_skew(plan: Plan, say: Say = lambda _: None) -> dict[str, Any]:
     """Measure on the stage that the calling process is on; the result is what ``bench skew --json`` prints."""
     facts = machine.facts()
     start = time.monotonic()
+    skipped: dict[str, str] = {}
+    if any("legacy" in name for name in plan.shapes) and (refusal := shapes.legacy_refusal()):
+        skipped = {name: refusal for name in plan.shapes if "legacy" in name}
+        plan = replace(plan, shapes=tuple(name for name in plan.shapes if name not in skipped))
     with netns.Worker(name="netslot-bench") as worker:
         results = worker.run(_Bench(plan, say).run)
     return {
@@ -115,6 +121,7 @@ def measure_skew(plan: Plan, say: Say = lambda _: None) -> dict[str, Any]:
         "samples": plan.samples,
         "seconds": round(time.monotonic() - start, 1),
         "shapes": results,
+        "skipped": skipped,
     }
 
 
@@ -183,7 +190,8 @@ class _Bench:
         runs = {}
         for name in self._wanted(SHAPES):
             if name in SLOT_SHAPES:
-                runs[name] = _Run(name, shapes.static_root())
+                die = self._dies[name.removeprefix("slots-")]
+                runs[name] = _Run(name, shapes.static_root(), slot_rules=die.rules)
             elif name == "none":
                 runs[name] = _Run(name, shapes.no_rules())
             elif name == "root-nft-table-per-tenant":
@@ -241,12 +249,12 @@ class _Bench:
         """Legacy tables cannot be switched off without a trace, so they come when all else has been measured."""
         for table in run.legacy_tables:
             table.put()
-        self._block(client, run, self._plan.samples)
+        self._block(client, run, self._plan.samples, budget_s=_BLOCK_S * self._plan.rounds)
         self._time_additions(run)
 
-    def _block(self, client: Client, run: _Run, count: int) -> None:
+    def _block(self, client: Client, run: _Run, count: int, budget_s: float = _BLOCK_S) -> None:
         with _pinned():
-            client.block(run.guests, run.samples, count, self._dice, least=_LEAST_SAMPLES, budget_s=_BLOCK_S)
+            client.block(run.guests, run.samples, count, self._dice, least=_LEAST_SAMPLES, budget_s=budget_s)
 
     def _time_additions(self, run: _Run) -> None:
         times = self._plan.add_times

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from netslot.bench.field import Guest
@@ -29,6 +30,11 @@ slots = {{slots}}
 [class.machine.attachment]
 kind = "tap"
 
+[class.process]
+slots = 1
+[class.process.attachment]
+kind = "process"
+
 [class.container]
 slots = 1
 [class.container.attachment]
@@ -38,7 +44,7 @@ interface = "tap0"
 
 
 def host_spec(slots: int, prefix: str = SLOT_PREFIX) -> HostSpec:
-    """``slots`` sandboxes with a tap each; class ``container`` differs in that a guest can live in it."""
+    """``slots`` sandboxes with a tap each; in those of class ``container`` a guest can live."""
     return parse(_SPEC.format(slots=slots, prefix=prefix), Path("bench.toml"))
 
 
@@ -52,13 +58,17 @@ class Yard:
     def __init__(self, slots: int) -> None:
         self.spec = host_spec(slots)
         self.workshop = Workshop()
+        self._empty_kind = "machine" if os.access("/dev/net/tun", os.R_OK | os.W_OK) else "process"
 
     def close(self) -> None:
         self.workshop.close()
 
     def build(self, number: int, die: Die, *, with_guest: bool = False) -> None:
-        """Make slot ``number`` with the rules of ``die``: with a tap, or with a guest's namespace behind it."""
-        plan = plan_of(self.spec, number, "container" if with_guest else "machine")
+        """Make slot ``number`` with the rules of ``die``: with a tap, or with a guest's namespace behind it.
+
+        Where the machine has no /dev/net/tun, as in many containers, slots without a guest get no tap.
+        """
+        plan = plan_of(self.spec, number, "container" if with_guest else self._empty_kind)
         self.workshop.build(plan, Template(rules=(die,), others=()))
 
     def guest(self, number: int) -> Guest:
