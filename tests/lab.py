@@ -91,6 +91,11 @@ class Wire:
     def send(self, frame: bytes) -> None:
         self._socket.send(frame)
 
+    def drain(self) -> None:
+        """Forget what has arrived so far."""
+        while self.received(lambda _: True, 0.001) is not None:
+            continue
+
     def received(self, wanted: Callable[[bytes], bool], timeout: float = 1.0) -> bytes | None:
         """The first incoming frame that ``wanted`` says yes to, within ``timeout`` seconds."""
         deadline = time.monotonic() + timeout
