@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from netslot.rulesets import targets as t
-from netslot.rulesets.model import Dump, Family
+from netslot.rulesets.model import Dump, Family, Ruleset, Table
+from netslot.rulesets.parse import parse
 from netslot.rulesets.proof.arrangement import MANIFEST, PUBLISH, ROOT, write_published
 from netslot.rulesets.proof.journey import Attachment
 from netslot.rulesets.proof.members import Portraits
@@ -26,8 +27,10 @@ from netslot.rulesets.splitting.plan import FATES, CannotSplit, Plan
 from netslot.rulesets.splitting.rooting import RootWriter
 from netslot.rulesets.splitting.slots import Matches, SlotWriter
 from netslot.rulesets.tenants import Tenant
+from netslot.spec.render import render
 
 UPLINK_IF = "up0"
+ON_THE_WAY = ("PREROUTING", "FORWARD", "POSTROUTING")
 _GUEST_IF = {"tap": "tap0", "veth": "inner0", "process": ""}
 
 
@@ -54,7 +57,7 @@ def split(
     plan = Plan()
     plan.refusals += prerequisites(dump, places)
     if plan.refusals:
-        return Split({}, _report(dump, places, plan, {}, [], 0), plan.refusals, [], places)
+        return Split({}, _report(dump, places, plan, [], 0, 0), plan.refusals, [], places)
     return _Splitter(dump, places, plan, attachment).run()
 
 
@@ -74,7 +77,9 @@ def prerequisites(dump: Dump, places: Places) -> list[str]:
     if several:
         found.append(f"{_some(several)}: more than one link; a slot has one (say which with --tenants FILE)")
     if bare:
-        found.append(f"{_some(bare)}: no address is known, so it is not known which packets go to it (--tenants FILE)")
+        found.append(
+            f"{_some(bare)}: no address is known, so it is not known which packets go to it (--tenants FILE)"
+        )
     return found
 
 
@@ -95,6 +100,7 @@ class _Splitter:
         self._files: dict[str, str] = {}
         self._slot_sizes: list[int] = []
         self._after = 0
+        self._walk_after = 0
 
     def run(self) -> Split:
         first: dict[int, int] = {}
@@ -105,7 +111,7 @@ class _Splitter:
         self._files[MANIFEST] = self._manifest(first)
         refused = [f"{e.table} {e.chain}: {e.rule.text}: {e.why}" for e in self._plan.of("refused")]
         refused += self._plan.refusals
-        report = _report(self._dump, self._places, self._plan, self._filed, self._slot_sizes, self._after)
+        report = _report(self._dump, self._places, self._plan, self._slot_sizes, self._after, self._walk_after)
         report["classes"] = len(first)
         report["refused"] = refused
         self._files["report.json"] = json.dumps(self._account(), indent=1) + "\n"
@@ -126,9 +132,18 @@ class _Splitter:
             text = writer.render()
             self._files[f"class{kind}.rules{'' if family == 4 else '6'}"] = text
             self._slot_sizes.append(sum(line.startswith("-A") for line in text.splitlines()))
+        slot_walk = max(
+            (_longest(parse(text, family=family).rulesets[0]) for text in self._templates(family, first)), default=0
+        )
         checked = {kind: bool(writer.rules.raw or writer.rules.mangle) for kind, writer in writers.items()}
         root = RootWriter(
-            filed, self._naming, self._plan, self._kinds, shared, lambda tenant: not checked[self._kinds[tenant]], early
+            filed,
+            self._naming,
+            self._plan,
+            self._kinds,
+            shared,
+            lambda tenant: not checked[self._kinds[tenant]],
+            early,
         )
         text = root.write()
         self._files[ROOT[family]] = text
@@ -137,6 +152,16 @@ class _Splitter:
             published = write_published(root.published, family, root.published_first)
             self._files[PUBLISH[family]] = published
             self._after += published.count("dnat ")
+        self._walk_after = max(self._walk_after, slot_walk + _longest(parse(text, family=family).rulesets[0]))
+
+    def _templates(self, family: Family, first: dict[int, int]) -> list[str]:
+        """Each class's template as its representative's slot holds it."""
+        suffix = "" if family == 4 else "6"
+        names = {"guest_if": _GUEST_IF[self._attachment] or "x0", "uplink_if": UPLINK_IF}
+        return [
+            render(self._files[f"class{kind}.rules{suffix}"], names | self._naming.variables(tenant), file="template")
+            for kind, tenant in first.items()
+        ]
 
     def _take_drops(self, table: str, writers: dict[int, SlotWriter]) -> bool:
         """Tenants' drops before routing go into the slots if those of all classes can."""
@@ -156,7 +181,9 @@ class _Splitter:
             }
             for kind in first
         }
-        grouped = not self._naming.stem or any("--src-group" in text or "--dst-group" in text for text in self._files.values())
+        grouped = not self._naming.stem or any(
+            "--src-group" in text or "--dst-group" in text for text in self._files.values()
+        )
         tenants = [
             {
                 "name": tenant.name,
@@ -185,10 +212,20 @@ class _Splitter:
                 entry = self._plan.entries.get(rule)
                 fate, to, why = (entry.fate, entry.to, entry.why) if entry else ("refused", "", "nothing was decided")
                 if entry is None:
-                    self._plan.refusals.append(f"{table.name} {chain.name}: {rule.text}: nothing was decided about it")
+                    self._plan.refusals.append(
+                        f"{table.name} {chain.name}: {rule.text}: nothing was decided about it"
+                    )
                 found.append(
-                    {"family": ruleset.family, "line": rule.line, "table": table.name, "chain": chain.name,
-                     "rule": rule.text, "fate": fate, "to": to, "why": why}
+                    {
+                        "family": ruleset.family,
+                        "line": rule.line,
+                        "table": table.name,
+                        "chain": chain.name,
+                        "rule": rule.text,
+                        "fate": fate,
+                        "to": to,
+                        "why": why,
+                    }
                 )
         return found
 
@@ -197,9 +234,9 @@ def _report(
     dump: Dump,
     places: Places,
     plan: Plan,
-    filed: dict[Family, FiledRuleset],
     slot_sizes: list[int],
     after: int,
+    walk_after: int,
 ) -> dict[str, object]:
     counts = {fate: len(plan.of(fate)) for fate in FATES}
     stayed = [
@@ -211,8 +248,8 @@ def _report(
         "root_rules_before": dump.rule_count(),
         "root_rules_after": after,
         "slot_rules_max": slot,
-        "longest_walk_before": _longest(filed),
-        "longest_walk_after": slot + after,
+        "longest_walk_before": max(map(_longest, dump.rulesets)),
+        "longest_walk_after": walk_after,
         "tenants": len(places.tenants),
         "classes": 0,
         "moved": counts["moved"],
@@ -222,17 +259,21 @@ def _report(
     }
 
 
-def _longest(filed: dict[Family, FiledRuleset]) -> int:
-    """The most rules that a forwarded packet can be tested against: all of every chain on its way."""
-    longest = 0
-    for one in filed.values():
-        walked = 0
-        for (table, chain), items in one.chains.items():
-            if chain in ("PREROUTING", "FORWARD", "POSTROUTING"):
-                walked += len(items)
-                below = {i.rule.target.chain for i in items if isinstance(i.rule.target, t.Jump | t.Goto)}
-                walked += max((len(one.chains[table, name]) for name in below), default=0)
-        longest = max(longest, walked)
-    return longest
+def _longest(ruleset: Ruleset) -> int:
+    """The most rules that a forwarded packet can be tested against: each chain to its end, the longest jumps."""
 
+    def below(table: Table, name: str, above: frozenset[str]) -> int:
+        if name not in known:
+            targets = {
+                r.target.chain for r in table.chains[name].rules if isinstance(r.target, t.Jump | t.Goto)
+            } - above
+            known[name] = len(table.chains[name].rules) + max(
+                (below(table, chain, above | {name}) for chain in targets if chain in table.chains), default=0
+            )
+        return known[name]
 
+    walked = 0
+    for table in ruleset.tables.values():
+        known: dict[str, int] = {}
+        walked += sum(below(table, name, frozenset()) for name in ON_THE_WAY if name in table.chains)
+    return walked

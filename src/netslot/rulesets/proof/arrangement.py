@@ -125,7 +125,12 @@ def _manifest(files: Mapping[str, str]) -> dict[str, Any]:
 def _member(entry: Mapping[str, Any], templates: Mapping[str, object]) -> Member:
     try:
         member = Member(
-            entry["name"], entry["class"], entry["link"], entry.get("group", 0), entry.get("netns", ""), entry["variables"]
+            entry["name"],
+            entry["class"],
+            entry["link"],
+            entry.get("group", 0),
+            entry.get("netns", ""),
+            entry["variables"],
         )
     except KeyError as error:
         raise SpecError(f"a tenant without {error}", file=MANIFEST) from error
@@ -175,7 +180,10 @@ def write_published(rules: list[Rule], family: Family, first: bool) -> str:
         lines += ["\t\telements = {", *(f"\t\t\t{element}," for element in elements), "\t\t}", "\t}"]
         condition = (f'iifname "{iif}" ' if iif else "") + (f"{word} daddr {dst} " if dst else "")
         statements.append(f"\t\t{condition}meta l4proto {proto} dnat {word} to th dport map @{name}")
-    lines += ["\tchain prerouting {", f"\t\ttype nat hook prerouting priority {-101 if first else -99}; policy accept;"]
+    lines += [
+        "\tchain prerouting {",
+        f"\t\ttype nat hook prerouting priority {-101 if first else -99}; policy accept;",
+    ]
     return "\n".join([*lines, *statements, "\t}", "}"]) + "\n"
 
 
@@ -202,7 +210,9 @@ def read_published(text: str, family: Family, file: str) -> tuple[list[Rule], bo
                 raise SpecError(f"there is no map {rule['map']}", file=file, line=number)
             rules += _expanded(rule, elements[rule["map"]], family, raw.strip())
         elif not _frame(line):
-            raise SpecError("expected what netslot split writes", file=file, line=number, hint="run netslot split again")
+            raise SpecError(
+                "expected what netslot split writes", file=file, line=number, hint="run netslot split again"
+            )
     if priority not in ("-101", "-99"):
         raise SpecError("the chain's priority must be -101 or -99", file=file)
     return rules, priority == "-101", statements

@@ -83,18 +83,30 @@ class Places:
         return _member(address, [(value, ones) for value in own], family)
 
     def is_spare(self, address: Number, family: Family) -> Truth:
-        """In the tenants' pool, but nobody's: neither a tenant's nor the host's."""
-        pool = self.pool(family)
-        if pool is None:
+        """In the pool of tenants' addresses or gateways, but nobody's: neither a tenant's nor the host's."""
+        inside = _member(address, self.pools(family), family)
+        if inside is False:
             return False
-        width = 32 if family == 4 else 128
-        inside = masked_equal(address, pool[1], pool[0], width)
         taken = any_of((self.is_any_tenants(address, family), self.is_local(address, family)))
         return both(inside, negate(taken))
 
     def pool(self, family: Family) -> Pattern | None:
         """The bits that all tenants' addresses share: the narrowest pattern that holds them all."""
         return self._pools[family]
+
+    def gateway_pool(self, family: Family) -> Pattern | None:
+        """The same of the host's addresses on tenants' links."""
+        return self._gateway_pools[family]
+
+    def pools(self, family: Family) -> list[Pattern]:
+        return [pool for pool in (self.pool(family), self.gateway_pool(family)) if pool is not None]
+
+    @cached_property
+    def _gateway_pools(self) -> dict[Family, Pattern | None]:
+        return {
+            family: common_pattern([(value, ALL_ONES[family]) for own in gateways for value in own])
+            for family, gateways in self.gateways.items()
+        }
 
     @cached_property
     def _pools(self) -> dict[Family, Pattern | None]:
@@ -126,6 +138,8 @@ class Places:
             "a packet goes out by a tenant's link exactly when its destination is that tenant's address",
             f"what tenants send elsewhere goes out by {out}, the interfaces that the ruleset names",
             "a connection is in the same state for the slot's tracking as for root's",
+            "no packet comes in under an address of the host's (the kernel drops it), ends its life on the way, or is "
+            "a fragment (connection tracking puts them together)",
         ]
         for family in families:
             if family in self.guessed:
@@ -136,11 +150,10 @@ class Places:
                 said.append(
                     f"the host's own IPv{family} addresses are {shown}; gateways are on the tenant's own link"
                 )
-            pool = self.pool(family)
-            if pool is not None:
+            pools = " and ".join(network_text(*pool, family) for pool in self.pools(family))
+            if pools:
                 said.append(
-                    f"addresses of {network_text(*pool, family)} that are nobody's are no source of packets "
-                    "from the host or outside"
+                    f"addresses of {pools} that are nobody's are no source of packets from the host or outside"
                 )
         return said
 

@@ -118,7 +118,9 @@ def _mismatches(dump: Dump, places: Places, arrangement: Arrangement) -> list[st
         found.append(f"the directory's tenants are not those of the dump: {named}")
     for tenant, member in zip(places.tenants, arrangement.members, strict=False):
         if tenant.interfaces[:1] != (member.link,):
-            found.append(f"tenant {tenant.name}: root's end of its link is {member.link} and was {tenant.interfaces[:1]}")
+            found.append(
+                f"tenant {tenant.name}: root's end of its link is {member.link} and was {tenant.interfaces[:1]}"
+            )
     for ruleset in dump.rulesets:
         if ruleset.family not in arrangement.root:
             found.append(f"the directory has no root ruleset for IPv{ruleset.family}")
@@ -148,7 +150,9 @@ class _Prover:
             for item in filed.chains.get(("nat", "PREROUTING"), ()):
                 people = {who for _, who in item.tags}
                 if isinstance(item.rule.target, Dnat) and len(people) > 1:
-                    self._verdict.obstacles.append(f"a port of one tenant's address leads to another: {item.rule.text}")
+                    self._verdict.obstacles.append(
+                        f"a port of one tenant's address leads to another: {item.rule.text}"
+                    )
 
     def _ways(self) -> Iterator[Way]:
         for tenant in self._players.first:
@@ -252,8 +256,10 @@ class _Prover:
         from netslot.rulesets import matches as m
         from netslot.rulesets.proof.conditions import interface_is
 
-        near = way.entry if hook == "PREROUTING" else (
-            self._places.link(way.receiver) if way.receiver != NOBODY else way.exit
+        near = (
+            way.entry
+            if hook == "PREROUTING"
+            else (self._places.link(way.receiver) if way.receiver != NOBODY else way.exit)
         )
         wanted = "in" if chain == "PREROUTING" else "out"
         for match in item.rule.matches:
@@ -294,9 +300,7 @@ class _Prover:
         who = way.sender if way.sender != NOBODY else way.receiver
         name = self._places.tenants[who].name if who != NOBODY else ""
         said = packet.describe() | {"from": way.entry or "the host itself"}
-        return Counterexample(
-            name, said, _story(before), _story(after), ", ".join(sorted(wrong)), way, packet
-        )
+        return Counterexample(name, said, _story(before), _story(after), ", ".join(sorted(wrong)), way, packet)
 
     def replayed(self, way: Way, packet: ConcretePacket) -> tuple[Result, Result]:
         before = Journey(self._sides.before, way, packet.number, trace=True).travel(packet.flow())
@@ -334,4 +338,3 @@ def _solver() -> z3.Solver:
     solver = z3.Solver()
     solver.set("timeout", 20_000)
     return solver
-

@@ -34,7 +34,9 @@ class Unknowns:
         if function is None:
             function = z3.Function(name, *(z3.BitVecSort(size) for size in sizes), z3.BoolSort())
             self._functions[key] = function
-        arguments = [z3.BitVecVal(c, size) if isinstance(c, int) else c for c, size in zip(contents, sizes, strict=True)]
+        arguments = [
+            z3.BitVecVal(c, size) if isinstance(c, int) else c for c, size in zip(contents, sizes, strict=True)
+        ]
         return function(*arguments)
 
     def number(self, name: str, width: int, _default: Number) -> Number:

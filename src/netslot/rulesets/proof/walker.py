@@ -193,4 +193,3 @@ class Walker:
 
 def _inverse(mask: int) -> Number:
     return ~mask & 0xFFFFFFFF
-

@@ -78,9 +78,7 @@ def alike(lists: Sequence[tuple[General, ...]]) -> bool:
     return all(one == lists[0] for one in lists)
 
 
-def merged(
-    lists: dict[int, tuple[General, ...]], naming: Naming, roles: set[str], family: Family
-) -> list[General]:
+def merged(lists: dict[int, tuple[General, ...]], naming: Naming, roles: set[str], family: Family) -> list[General]:
     """One list for all classes: with the link of any slot if all say the same, else with each class's group."""
     direction: m.Direction | None = "in" if "in" in roles else "out" if "out" in roles else None
     values = list(lists.values())

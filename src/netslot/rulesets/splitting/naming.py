@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 from netslot.rulesets import matches as m
 from netslot.rulesets.model import Family
-from netslot.rulesets.proof.places import Pattern, Places, common_pattern
+from netslot.rulesets.proof.places import Pattern, Places
 from netslot.rulesets.values import ALL_ONES, network_text
 
 GROUP = 0x5107
@@ -38,17 +37,9 @@ class Naming:
         """The group of the links of one class: the low half says 'slot', the high half which class."""
         return (number + 1) << 16 | GROUP
 
-    @cached_property
-    def _pools(self) -> dict[Family, Pattern | None]:
-        return {4: self.places.pool(4), 6: self.places.pool(6)}
-
     def pool(self, family: Family) -> Pattern | None:
         """The bits that all tenants' addresses share."""
-        return self._pools[family]
-
-    def gateway_pool(self, family: Family) -> Pattern | None:
-        ones = ALL_ONES[family]
-        return common_pattern([(value, ones) for own in self.places.gateways[family] for value in own])
+        return self.places.pool(family)
 
     def variables(self, tenant: int) -> dict[str, str]:
         """The tenant's values: ``address``, ``address_2``, ..., ``gateway``, for IPv6 with a 6 behind the word."""

@@ -12,7 +12,12 @@ from netslot.rulesets.proof.tagged import Filed
 def can_be_mapped(rule: Rule, places: Places, ones: int) -> bool:
     """``[-i outside] [-d one address] -p tcp|udp --dport one -j DNAT --to-destination one[:one]`` and no more."""
     target = rule.target
-    if not isinstance(target, t.Dnat) or target.to.address is None or target.to.flags or target.to.base_port is not None:
+    if (
+        not isinstance(target, t.Dnat)
+        or target.to.address is None
+        or target.to.flags
+        or target.to.base_port is not None
+    ):
         return False
     low, high = target.to.address
     single = target.to.ports is None or target.to.ports[0] == target.to.ports[1]

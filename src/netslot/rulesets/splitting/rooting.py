@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 
 from netslot.rulesets import matches as m
 from netslot.rulesets import targets as t
@@ -49,7 +50,7 @@ class RootWriter:
         lines: list[str] = []
         for table in self._filed.ruleset.tables.values():
             bodies = {chain.name: self._chain(table.name, chain) for chain in table.chains.values()}
-            gone = {name for name in bodies if self._gone(table.name, name, bodies)}
+            gone = {name for name in bodies if self._gone(table.name, name)}
             lines.append(f"*{table.name}")
             if table.name == "filter" and "FORWARD" in bodies:
                 bodies |= self._doors()
@@ -64,13 +65,21 @@ class RootWriter:
             lines.append("COMMIT")
         return "\n".join(lines) + "\n"
 
-    def _gone(self, table: str, name: str, bodies: Mapping[str, list[str]]) -> bool:
+    def _gone(self, table: str, name: str) -> bool:
         """A tenant's own chain that no remaining rule leads to."""
         if (table, name) not in self._filed.chain_owner:
             return False
-        left = {item.rule for key_, items in self._filed.chains.items() if key_[0] == table for item in items
-                if isinstance(item.rule.target, t.Jump | t.Goto) and item.rule.target.chain == name}
-        return not any(self._plan.fate(rule) == "stayed" for rule in left)
+        return not any(self._plan.fate(item.rule) == "stayed" for _, item in self._callers.get((table, name), ()))
+
+    @cached_property
+    def _callers(self) -> dict[tuple[str, str], list[tuple[str, Filed]]]:
+        """For each chain the rules that lead there, each with its chain."""
+        found: dict[tuple[str, str], list[tuple[str, Filed]]] = {}
+        for (table, chain), items in self._filed.chains.items():
+            for item in items:
+                if isinstance(item.rule.target, t.Jump | t.Goto):
+                    found.setdefault((table, item.rule.target.chain), []).append((chain, item))
+        return found
 
     def _chain(self, table: str, chain: Chain) -> list[str]:
         items = self._filed.chains[table, chain.name]
@@ -106,7 +115,9 @@ class RootWriter:
             if table == "filter":
                 self._move(table, chain, item.rule)
             else:
-                self._plan.settle(self._family, table, chain, item.rule, "stayed", "", "its chain is called from root")
+                self._plan.settle(
+                    self._family, table, chain, item.rule, "stayed", "", "its chain is called from root"
+                )
         return [item.rule.text for item in items]
 
     def _stay(self, table: str, chain: str, rule: Rule) -> None:
@@ -162,13 +173,7 @@ class RootWriter:
         """Whether FORWARD alone leads to this user chain."""
         if self._filed.policy("filter", chain) is not None:
             return False
-        callers = {
-            name
-            for (table, name), items in self._filed.chains.items()
-            if table == "filter"
-            for item in items
-            if isinstance(item.rule.target, t.Jump | t.Goto) and item.rule.target.chain == chain
-        }
+        callers = {name for name, _ in self._callers.get(("filter", chain), ())}
         return all(name == "FORWARD" or self._only_forward(name) for name in callers)
 
     def _merge(self, table: str, chain: str, items: list[Filed]) -> list[str]:
@@ -203,9 +208,7 @@ class RootWriter:
     def _undecided(self) -> dict[int, tuple[General, ...]]:
         """For each class its own rules that may decide what its slots leave to root."""
         regions = [list(region) for region in self._shared]
-        pool = self._naming.pool(self._family)
-        if pool is not None:
-            regions.append([m.Address("dst", *pool)])
+        regions += [[m.Address("dst", *pool)] for pool in self._naming.places.pools(self._family)]
         lists: dict[int, tuple[General, ...]] = {}
         for kind, tenant in self._first.items():
             found: list[General] = []
@@ -225,7 +228,9 @@ class RootWriter:
                 continue
             target = item.rule.target
             if isinstance(target, t.Jump):
-                general = tuple(x for x in item.rule.matches if not isinstance(x, m.Interface) or x.direction == "out")
+                general = tuple(
+                    x for x in item.rule.matches if not isinstance(x, m.Interface) or x.direction == "out"
+                )
                 found += self._flat(target.chain, tenant, (*above, *self._stripped(general, tenant)))
             elif isinstance(target, t.Accept | t.Drop | t.Reject):
                 general, _ = self._general.rule("filter", chain, item, tenant)
@@ -244,9 +249,8 @@ class RootWriter:
     def _doors(self) -> dict[str, list[str]]:
         """What slots have let pass: to another slot, undecided, or out."""
         general: list[General] = [((self._naming.link("out"),), t.Accept())]
-        pool = self._naming.pool(self._family)
-        if pool is not None:
-            general.append(((m.Address("dst", *pool),), t.Return()))
+        pools = self._naming.places.pools(self._family)
+        general += [((m.Address("dst", *pool),), t.Return()) for pool in pools]
         general += [(region, t.Return()) for region in self._shared]
         general += [((m.Interface("out", name),), t.Accept()) for name in self._naming.places.outside]
         try:

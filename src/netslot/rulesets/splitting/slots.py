@@ -15,6 +15,7 @@ from netslot.rulesets import targets as t
 from netslot.rulesets.model import Family, Rule
 from netslot.rulesets.proof.conditions import depends_on_place, interface_is
 from netslot.rulesets.proof.journey import Attachment
+from netslot.rulesets.proof.places import Pattern
 from netslot.rulesets.proof.tagged import Filed, FiledRuleset, Roles
 from netslot.rulesets.splitting.naming import Naming
 from netslot.rulesets.splitting.plan import CannotSplit, Plan
@@ -38,9 +39,7 @@ class SlotRules:
 class SlotWriter:
     """Writes one class's template from its representative's rules."""
 
-    def __init__(
-        self, filed: FiledRuleset, naming: Naming, plan: Plan, tenant: int, attachment: Attachment
-    ) -> None:
+    def __init__(self, filed: FiledRuleset, naming: Naming, plan: Plan, tenant: int, attachment: Attachment) -> None:
         self._filed, self._naming, self._plan = filed, naming, plan
         self._tenant, self._attachment = tenant, attachment
         self._family: Family = filed.ruleset.family
@@ -55,15 +54,19 @@ class SlotWriter:
         table = self._filed.ruleset.tables.get("filter")
         if table is None or "FORWARD" not in table.chains:
             return
-        gateways = [name for name in self._names.values() if name.startswith("gateway")]
-        places = self._naming.places
-        hosts = [] if self._family in places.guessed else list(places.hosts[self._family])
-        texts = [f"${{{name}}}" for name in gateways]
-        texts += [rule_text((m.Address("dst", value, self._ones),), t.NoTarget(), self._family)[3:] for value in hosts]
-        self.rules.chains[OUT] = [f"-d {text} -j ACCEPT" for text in texts]
-        self.rules.chains[IN] = [f"-s {text} -j ACCEPT" for text in texts]
+        self.rules.chains[OUT] = [self._text((m.Address("dst", *host),), t.Accept()) for host in self.hosts()]
+        self.rules.chains[IN] = [self._text((m.Address("src", *host),), t.Accept()) for host in self.hosts()]
         self._chain("FORWARD", OUT, outward=True, top=True)
         self._chain("FORWARD", IN, outward=False, top=True)
+
+    def hosts(self) -> list[Pattern]:
+        """The host's addresses: all tenants' gateways in one pattern, and those that rules name."""
+        places = self._naming.places
+        found = (
+            [] if self._family in places.guessed else [(value, self._ones) for value in places.hosts[self._family]]
+        )
+        pool = places.gateway_pool(self._family)
+        return found if pool is None else [pool, *found]
 
     @property
     def _ones(self) -> int:
@@ -257,8 +260,11 @@ class SlotWriter:
                 text.append("COMMIT")
         policy = ruleset.tables["filter"].chains["FORWARD"].policy if self.rules.chains else "ACCEPT"
         text.append("*filter")
-        hooks = (("OUTPUT", OUT, "-o ${uplink_if}"), ("INPUT", IN, "-i ${uplink_if}")) if process else (
-            ("FORWARD", OUT, "-i ${guest_if}"), ("FORWARD", IN, "-o ${guest_if}"))
+        hooks = (
+            (("OUTPUT", OUT, "-o ${uplink_if}"), ("INPUT", IN, "-i ${uplink_if}"))
+            if process
+            else (("FORWARD", OUT, "-i ${guest_if}"), ("FORWARD", IN, "-o ${guest_if}"))
+        )
         for hook in dict.fromkeys(hook for hook, _, _ in hooks):
             text.append(f":{hook} {policy} [0:0]")
         text += [f":{name} - [0:0]" for name in self.rules.chains]
