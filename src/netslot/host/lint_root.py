@@ -15,6 +15,8 @@ from netslot.spec.model import HostSpec, RuleFile
 from netslot.spec.render import render
 
 Network: TypeAlias = IPv4Network | IPv6Network
+Reason: TypeAlias = tuple[str, str, bool]
+"""Message, hint, fatal."""
 
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
 _SLOT_MAC = re.compile(r"02:6e:0[01]:[0-9a-f]{2}:[0-9a-f]{2}:[0-9a-f]{2}")
@@ -53,9 +55,10 @@ def lint(file: RuleFile, values: Mapping[str, str], names: Names, *, is_nft: boo
     found = []
     for line, words in _nft_statements(text) if is_nft else _iptables_rules(text):
         rule = source[line - 1].strip()
-        reason = next((reason for reason in _reasons(words, names) if reason), None)
-        if reason:
-            found.append(LintFinding(file.name, line, rule, *reason))
+        reasons = [reason for reason in _reasons(words, names) if reason is not None]
+        if reasons:
+            message, hint, fatal = max(reasons, key=lambda reason: reason[2])
+            found.append(LintFinding(file.name, line, rule, message, hint, fatal))
         elif words[:2] == ["flush", "ruleset"]:
             message = "this would remove the rules of every other program in root"
             found.append(LintFinding(file.name, line, rule, message, "leave it out: netslot removes its own"))
@@ -78,8 +81,8 @@ def _nft_statements(text: str) -> Iterator[tuple[int, list[str]]]:
     return iter(sorted(statements, key=lambda statement: statement[0]))
 
 
-def _reasons(words: Sequence[str], names: Names) -> Iterator[tuple[str, str] | None]:
-    """Message and hint for each word that names a slot."""
+def _reasons(words: Sequence[str], names: Names) -> Iterator[Reason | None]:
+    """For each word that names a slot, why that is wrong; None for the others."""
     link = re.compile(rf"{re.escape(names.prefix)}\d+[+*]?")
     yield from _masked(words, names)
     for previous, word in zip(["", *words], words, strict=False):
@@ -88,25 +91,33 @@ def _reasons(words: Sequence[str], names: Names) -> Iterator[tuple[str, str] | N
         for part in word.strip('"').split(","):
             if link.fullmatch(part):
                 every = f"'{names.prefix}+' (iptables) or '{names.prefix}*' (nftables)"
-                yield (
-                    f"'{part}' names one slot's link",
-                    f"{every} is every slot; what is one slot's goes in its own rules",
-                )
+                hint = f"{every} is every slot; what is one slot's goes in its own rules"
+                yield f"'{part}' names one slot's link", hint, True
             elif _MAC.fullmatch(part.lower()):
                 yield _mac(part.lower(), names)
             else:
-                yield _address(part, names)
+                verdict = _address(part, names)
+                yield _published(verdict) if previous == ":" else verdict
 
 
-def _mac(mac: str, names: Names) -> tuple[str, str] | None:
+def _mac(mac: str, names: Names) -> Reason | None:
     if _SLOT_MAC.fullmatch(mac):
-        return f"{mac} is the MAC of one slot's link", "neighbours are permanent entries; no rule needs the MAC"
+        return f"{mac} is the MAC of one slot's link", "neighbours are permanent entries; no rule needs the MAC", True
     if mac in names.guest_macs:
-        return f"{mac} is a guest's MAC, which root never sees", "match it in the slot's rules"
+        return f"{mac} is a guest's MAC, which root never sees", "match it in the slot's rules", True
     return None
 
 
-def _address(word: str, names: Names) -> tuple[str, str] | None:
+def _published(verdict: Reason | None) -> Reason | None:
+    """What a map gives is where a packet to the host is sent: it must be in root, and elements are no rules."""
+    if verdict is None:
+        return None
+    message, _, _ = verdict
+    hint = "right for a port of the host's own address; one of the slot's address is a parameter of type ports"
+    return f"{message}, and the map changes with every tenant", hint, False
+
+
+def _address(word: str, names: Names) -> Reason | None:
     bounds = _bounds(word)
     if bounds is None:
         return None
@@ -119,14 +130,14 @@ def _address(word: str, names: Names) -> tuple[str, str] | None:
         inside = int(guest.network_address) <= low and high <= int(guest.broadcast_address)
         if version == guest.version and inside:
             where = "every slot has a guest with it, and root sees the slot's own address instead"
-            return f"{word} is a guest's address: {where}", "match it in the slot's rules"
+            return f"{word} is a guest's address: {where}", "match it in the slot's rules", True
     return None
 
 
-def _one_slot(word: str, pool: Network) -> tuple[str, str]:
+def _one_slot(word: str, pool: Network) -> Reason:
     name = "${pool}" if pool.version == 4 else "${pool6}"
     hint = f"{name} is all slots; what is one slot's goes in its own rules, what is one tenant's in a parameter"
-    return f"{word} is part of the pool {pool}, so it names some slots and not others", hint
+    return f"{word} is part of the pool {pool}, so it names some slots and not others", hint, True
 
 
 def _bounds(word: str) -> tuple[int, int, int] | None:
@@ -145,7 +156,7 @@ def _bounds(word: str) -> tuple[int, int, int] | None:
     return network.version, int(network.network_address), int(network.broadcast_address)
 
 
-def _masked(words: Sequence[str], names: Names) -> Iterator[tuple[str, str] | None]:
+def _masked(words: Sequence[str], names: Names) -> Iterator[Reason | None]:
     """``A/m.a.s.k`` of iptables, ``ip saddr & MASK == A`` of nftables: a mask may pick slots by their low bits."""
     pairs = [word.split("/") for word in words if re.fullmatch(r"[\d.]+/\d+\.[\d.]+", word)]
     for position, word in enumerate(words[:-2]):

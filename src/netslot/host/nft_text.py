@@ -137,7 +137,8 @@ class _Reader:
     def _open(self, words: list[Word]) -> None:
         head = [word.text for word in words if word.text not in ("add", "create")]
         if head[0] == "table":
-            self._blocks.append(("table", *_family(head[1:])))
+            family, table, *_ = (*_family(head[1:]), "")
+            self._blocks.append(("table", family, table))
         elif head[0] == "chain":
             family, table = self._table(head[1:-1])
             self._blocks.append(("chain", family, table, head[-1]))
@@ -176,7 +177,7 @@ class _Reader:
 
 
 def _family(words: list[str]) -> list[str]:
-    return words if words[0] in _FAMILIES else ["ip", *words]
+    return words if words and words[0] in _FAMILIES else ["ip", *words]
 
 
 def _put_in(texts: list[str], defines: Mapping[str, list[str]]) -> Iterator[str]:

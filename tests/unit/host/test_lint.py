@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from netslot.errors import SpecError
-from netslot.host import lint
+from netslot.host import lint, nft_text, rule_view
 from netslot.spec.load import load
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -130,6 +132,20 @@ def test_elements_and_defines_count_too_and_so_does_a_flush(tmp_path: Path) -> N
     assert [finding.line for finding in found] == [1, 7, 10]
 
 
+def test_a_map_of_published_ports_is_worth_a_look_only(tmp_path: Path) -> None:
+    """A port of the host's own address can be nowhere else, and elements are no rules."""
+    root = """table ip publish {
+    map ports {
+        type inet_proto . inet_service : ipv4_addr . inet_service
+        elements = { tcp . 8080 : 10.201.0.35 . 80 }
+    }
+}
+"""
+    (finding,) = findings(tmp_path, NFT, root=root)
+    assert not finding.fatal
+    assert finding.line == 4
+
+
 @pytest.mark.parametrize(
     "rule", ['iifname "slot*" accept', "ip saddr 10.201.0.0/16 accept", 'iifname "slots0" drop comment "slot7"']
 )
@@ -214,3 +230,16 @@ def test_refusing_names_the_place_and_what_to_do(tmp_path: Path) -> None:
     assert refused.value.line == 3
     assert "1 more" in str(refused.value)
     assert "every slot" in (refused.value.hint or "")
+
+
+_COMMANDS = ("table", "chain", "add", "rule", "type", "hook", "define", "jump", "set", "map", "elements")
+_EXPRESSIONS = ("ip", "daddr", "iifname", "mark", "dnat", "to", "10.201.0.3", '"slot1"', '"x', "$x", "c")
+WORDS = st.sampled_from((*_COMMANDS, *_EXPRESSIONS, *"{};&=:!\n"))
+
+
+@given(st.lists(WORDS, max_size=40))
+def test_nonsense_is_left_to_nft_to_refuse(words: list[str]) -> None:
+    """The linters judge no syntax, so no text may make them fall over."""
+    text = " ".join(words)
+    rule_view.from_nft(text)
+    nft_text.read(text).hooks()
