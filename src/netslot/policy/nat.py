@@ -23,7 +23,7 @@ def cast(samples: Sequence[Values]) -> NftablesDie:
     """The NAT of slots like ``samples``; SpecError when they have no guest behind them."""
     if not samples[0].get("guest_address"):
         raise SpecError("NAT needs a guest's address behind the slot", key="nat.kind")
-    return nftables.cast(nft_text(ipv6=bool(samples[0].get("guest_address6"))), samples, file=TABLE)
+    return nftables.cast(nft_text(ipv6=bool(samples[0].get("guest_address6"))), samples=samples, file=TABLE)
 
 
 def nft_text(*, ipv6: bool) -> str:
