@@ -286,6 +286,25 @@ class Ledger:
             db.execute("UPDATE slots SET state = 'dirty', process = '' WHERE slot = ?", (row[0],))
             return int(row[0])
 
+    def abandon(self, number: int) -> bool:
+        """Declare a slot of state ``unknown`` to be nobody's: it becomes dirty. False when it was not unknown."""
+        with self._transaction() as db:
+            query = "UPDATE slots SET state = 'dirty', process = '' WHERE slot = ? AND state = 'unknown'"
+            return db.execute(query, (number,)).rowcount > 0
+
+    def queue_up(self, class_name: str) -> int:
+        """Take a place in the queue for slots of a class. Places of processes that died are given up."""
+        with self._transaction() as db:
+            waiting = db.execute("SELECT ticket, process FROM queue").fetchall()
+            dead = [(ticket,) for ticket, process in waiting if not is_alive(process)]
+            db.executemany("DELETE FROM queue WHERE ticket = ?", dead)
+            query = "INSERT INTO queue (class, process) VALUES (?, ?) RETURNING ticket"
+            return int(db.execute(query, (class_name, myself())).fetchone()[0])
+
+    def leave_queue(self, ticket: int) -> None:
+        with self._transaction() as db:
+            db.execute("DELETE FROM queue WHERE ticket = ?", (ticket,))
+
     def lease(
         self, *, lease: str | None = None, owner: str | None = None, slot: int | None = None
     ) -> LeaseRecord | None:

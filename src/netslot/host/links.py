@@ -282,7 +282,7 @@ def _mac(mac: str, change: Mapping[bytes, bytes]) -> str:
     return change.get(packed, packed).hex(":")
 
 
-def differences(plan: SlotPlan, wanted: State, found: State) -> Iterator[tuple[str, str]]:
+def differences(wanted: State, found: State) -> Iterator[tuple[str, str]]:
     """(where, what) for everything in which ``found`` is not ``wanted``."""
     names = {index: link.name for index, link in {**found.links, **wanted.links}.items()}
     for index in sorted(wanted.links.keys() | found.links.keys()):

@@ -49,7 +49,7 @@ class Template:
         with Socket() as slot:
             found = links.read(slot)
         wanted = self.expectation.slot(plan)
-        result = [Difference(*pair) for pair in links.differences(plan, wanted, found)] if found != wanted else []
+        result = [Difference(*pair) for pair in links.differences(wanted, found)] if found != wanted else []
         for die in self.dies:
             result += die.read(values, parameters)
         return result
@@ -192,7 +192,7 @@ def recycle(plan: SlotPlan, template: Template, workshop: Workshop, running: Cal
         with Socket() as slot:
             learnt = any(not entry.permanent for entry in rt.neighbours(slot))
             if learnt or links.read(slot) != wanted:
-                _restore_links(plan, workshop, slot)
+                restore_links(plan, workshop, slot)
                 links.mend(plan, wanted, slot)
         left = template.differences(plan, plan.values, plan.defaults)
     if left:
@@ -239,7 +239,7 @@ def _replace_inner(plan: SlotPlan, workshop: Workshop) -> None:
         workshop.finish_inner(plan, inner_fd)
 
 
-def _restore_links(plan: SlotPlan, workshop: Workshop, slot: Socket) -> None:
+def restore_links(plan: SlotPlan, workshop: Workshop, slot: Socket) -> None:
     """Make again those of the slot's links that are gone. The calling thread is in the slot."""
     there = {link.ifindex: link for link in rt.links(slot)}
     wanted = {UPLINK: plan.uplink_if, GUEST: plan.guest_if}

@@ -1,0 +1,173 @@
+"""Verify: read everything back, compare it with the dies, say in words what differs, and repair what is netslot's."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from netslot.errors import KernelError, NetslotError
+from netslot.host import building, leasing, links, root, slots
+from netslot.host.engine import Engine
+from netslot.host.ledger import SlotRecord
+from netslot.host.plan import SlotPlan
+from netslot.host.slots import Workshop
+from netslot.kernel.netlink import Socket
+from netslot.policy.base import Difference, Parameters, Values
+
+ROOT = "root"
+
+
+@dataclass(frozen=True)
+class Report:
+    """``drift`` is what was found, repaired or not; ``repaired`` how many places (slots, the root) were put right."""
+
+    slots: int
+    checked: int
+    drift: list[Difference]
+    repaired: int
+    unrepaired: int
+    seconds: float
+
+
+def verify(
+    engine: Engine,
+    *,
+    numbers: Iterable[int] | None = None,
+    repair: bool = False,
+    with_root: bool = True,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Report:
+    """Compare the root ruleset and the slots (all, or ``numbers``) with what they should be.
+
+    Slots that are being bound or cleaned are passed over. ``repair`` puts right what is netslot's own: leased
+    slots keep their connections where that is possible.
+    """
+    started = time.perf_counter()
+    wanted = None if numbers is None else set(numbers)
+    records = engine.ledger.slots("free", "leased", "unknown")
+    chosen = [record for record in records if wanted is None or record.slot in wanted]
+    for record in chosen:
+        engine.template(record.class_name)
+    check = _Check(engine, repair)
+    if with_root:
+        engine.run(check.root)
+    engine.run(lambda workshop: check.slots(workshop, chosen, progress))
+    return Report(
+        len(records), len(chosen), check.drift, check.repaired, check.unrepaired, time.perf_counter() - started
+    )
+
+
+class _Check:
+    def __init__(self, engine: Engine, repair: bool) -> None:
+        self._engine = engine
+        self._repair = repair
+        self.drift: list[Difference] = []
+        self.repaired = 0
+        self.unrepaired = 0
+        leases = {lease.slot: lease for lease in engine.ledger.leases()}
+        self._leases = leases
+
+    def root(self, _: Workshop) -> None:
+        """The root ruleset."""
+        snapshot = self._engine.root_snapshot
+        if snapshot is None:
+            return
+        found = root.differences(snapshot)
+        self.drift += found
+        if found and self._repair:
+            self._engine.ledger.put(root=root.apply(self._engine.spec, snapshot).dump())
+            self._count(not root.differences(snapshot))
+        elif found:
+            self.unrepaired += 1
+
+    def slots(
+        self,
+        workshop: Workshop,
+        records: Sequence[SlotRecord],
+        progress: Callable[[str, int, int], None] | None,
+    ) -> None:
+        """Each slot inside, and root's end of its link."""
+        ends = links.read_root(workshop.root)
+        for count, record in enumerate(records):
+            if progress is not None and not count % 100:
+                progress("verifying", count, len(records))
+            plan = self._engine.plan(record.slot, record.class_name)
+            values, lists = self._bound(plan, record)
+            found = self._differences(plan, values, lists, ends.get(plan.root_if))
+            if not found:
+                continue
+            self.drift += [Difference(f"slot {record.slot}: {each.where}", each.what) for each in found]
+            if self._repair:
+                self._mend(workshop, plan, record, values, lists)
+            else:
+                self.unrepaired += 1
+
+    def _bound(self, plan: SlotPlan, record: SlotRecord) -> tuple[Values, Parameters]:
+        lease = self._leases.get(record.slot)
+        return leasing.split(plan.of.bind(lease.params if lease is not None else {}), plan)
+
+    def _differences(
+        self, plan: SlotPlan, values: Values, lists: Parameters, end: links.State | None
+    ) -> list[Difference]:
+        template = self._engine.template(plan.of.name)
+        assert template.expectation is not None
+        found = []
+        wanted = template.expectation.root(plan)
+        if end is None:
+            found.append(Difference(f"root link {plan.root_if}", "missing"))
+        elif end != wanted:
+            found += [Difference(f"root {where}", what) for where, what in links.differences(wanted, end)]
+        try:
+            with slots.inside(plan):
+                found += template.differences(plan, values, lists)
+        except KernelError as error:
+            if error.errno not in (errno.ENOENT, errno.EINVAL):
+                raise
+            found.append(Difference(f"namespace {plan.netns}", "missing"))
+        return found
+
+    def _mend(
+        self, workshop: Workshop, plan: SlotPlan, record: SlotRecord, values: Values, lists: Parameters
+    ) -> None:
+        template = self._engine.template(plan.of.name)
+        try:
+            try:
+                mend(plan, template, workshop, values, lists)
+            except (KernelError, slots.NotCleanError):
+                building.rebuild(self._engine, plan, template, workshop)
+                rebind(plan, template, values, lists)
+            left = self._differences(plan, values, lists, links.read_root(workshop.root).get(plan.root_if))
+        except NetslotError as error:
+            self.drift.append(Difference(f"slot {record.slot}", f"cannot be repaired: {error}"))
+            self._count(False)
+            return
+        self._count(not left)
+
+    def _count(self, success: bool) -> None:
+        self.repaired += success
+        self.unrepaired += not success
+
+
+def mend(plan: SlotPlan, template: slots.Template, workshop: Workshop, values: Values, lists: Parameters) -> None:
+    """Put links and policies of a slot in use right, with its lease's parameters."""
+    assert template.expectation is not None
+    wanted = template.expectation.slot(plan)
+    with slots.inside(plan):
+        with Socket() as slot:
+            if links.read(slot) != wanted:
+                slots.restore_links(plan, workshop, slot)
+                links.mend(plan, wanted, slot)
+        for die in template.dies:
+            if die.read(values, lists):
+                die.reset(plan.values)
+                die.bind(values, lists)
+    workshop.open_root_side(plan)
+
+
+def rebind(plan: SlotPlan, template: slots.Template, values: Values, lists: Parameters) -> None:
+    """Put a lease's parameters in force in a slot that was just built again."""
+    with slots.inside(plan):
+        for die in template.dies:
+            die.bind(values, lists)
