@@ -11,12 +11,12 @@ import subprocess
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from netslot.errors import RefusedError, UsageError
-from netslot.host import building, leasing, verifying
+from netslot.host import building, leasing, showing, verifying
 from netslot.host.building import Progress, Summary
 from netslot.host.engine import DEFAULT_STATE_DIR, Engine
 from netslot.host.leasing import Lease
@@ -117,6 +117,10 @@ class Host:
         """How many slots and rules there are."""
         return building.summary(self._engine)
 
+    def counts(self) -> dict[tuple[str, str], int]:
+        """How many slots there are by (class, state)."""
+        return self._engine.ledger.counts()
+
     # --- slots ---------------------------------------------------------------------------------------
 
     def slots(self) -> list[Slot]:
@@ -146,6 +150,17 @@ class Host:
         """What a workload needs to attach to a slot: names, addresses, MACs."""
         record = self._record(number)
         return leasing.attachment_fields(self._engine.plan(number, record.class_name))
+
+    def show(self, number: int) -> dict[str, Any]:
+        """Everything about a slot: links, addresses, rules with counters, lease, attachment."""
+        slot = self.slot(number)
+        lease = self.find(slot=number)
+        plan = self._engine.plan(number, slot.class_name)
+        inspection = self._engine.run(lambda _: showing.inspect(plan))
+        fields = slot.fields | self.attachment(number)
+        if lease is not None:
+            fields |= lease.fields
+        return fields | inspection
 
     def execute(self, number: int, command: Sequence[str]) -> int:
         """Run a command in the slot, and in its cgroup where it has one; returns its exit status.
@@ -237,7 +252,3 @@ class Host:
     ) -> Report:
         """Compare the kernel with what it should hold; see :func:`netslot.host.verifying.verify`."""
         return verifying.verify(self._engine, numbers=slots, repair=repair, progress=progress)
-
-    def status_fields(self) -> dict[str, Any]:
-        """The machine output of ``up`` and ``status``."""
-        return asdict(self.status())

@@ -1,0 +1,27 @@
+"""``netslot exec``: run a command in a slot."""
+
+from __future__ import annotations
+
+import click
+
+from netslot.cli.main import Context
+
+
+@click.command("exec", context_settings={"ignore_unknown_options": True})
+@click.argument("slot", type=click.IntRange(min=1))
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.pass_context
+def command(context: click.Context, slot: int, command: tuple[str, ...]) -> None:
+    """Run COMMAND in SLOT's namespace, and in its cgroup where it has one; its exit status is passed on.
+
+    In a slot of attachment veth, the command runs in the workload's own namespace.
+
+    \b
+    Examples:
+      netslot exec 17 -- ip address
+      netslot exec 17 -- ping -c 1 192.0.2.1
+    """
+    options: Context = context.obj
+    with options.host() as host:
+        status = host.execute(slot, command)
+    context.exit(status if status >= 0 else 128 - status)

@@ -1,0 +1,124 @@
+"""The ``netslot`` command: global options, the verbs, and how errors and exit statuses look."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from netslot.errors import NetslotError
+from netslot.host.engine import DEFAULT_STATE_DIR
+from netslot.host.host import Host
+
+_VERBS = {
+    "acquire": "Lease a slot, with a tenant's own parameters.",
+    "audit": "Say what a host's rules cost, and whose they are.",
+    "bench": "Measure on this machine.",
+    "check": "Say what this host has and lacks.",
+    "demo": "Play a host: the usual arrangement and slots, side by side.",
+    "down": "Remove the host with all it made.",
+    "exec": "Run a command in a slot.",
+    "ls": "List the slots.",
+    "migrate": "Move a host's tenants to slots of their own.",
+    "prove": "Show that a split changes no verdict.",
+    "release": "End a lease.",
+    "schema": "Print the JSON schema of the spec.",
+    "serve": "Run the daemon.",
+    "show": "Show a slot: links, rules with counters, how to attach.",
+    "split": "Split a host's rules into a static root and templates.",
+    "status": "Count slots and rules.",
+    "up": "Build the host that a spec describes.",
+    "update": "Change a running lease's parameters.",
+    "verify": "Compare the kernel with what it should hold.",
+}
+"""Every verb and its line in ``--help``; each is ``netslot.cli.VERB``, imported when it is used."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """The global options."""
+
+    state_dir: Path
+    root_netns: str | None
+    json: bool
+
+    def host(self) -> Host:
+        """The host that the options name; the caller closes it."""
+        return Host(self.state_dir, root_netns=self.root_netns)
+
+
+class Verbs(click.Group):
+    """Loads a verb's module when the verb is used, so that no command pays for another's imports."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _VERBS:
+            return None
+        module = importlib.import_module(f"netslot.cli.{'execute' if cmd_name == 'exec' else cmd_name}")
+        command = getattr(module, "command", None) or getattr(module, cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(_VERBS.items()))
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=DEFAULT_STATE_DIR,
+    show_default=True,
+    envvar="NETSLOT_STATE_DIR",
+    help="Where the host's ledger lives; one directory, one host.",
+)
+@click.option(
+    "--root-netns", metavar="NAME", help="The host's root namespace, as ip netns knows it; default: this one."
+)
+@click.option("--json", "as_json", is_flag=True, help="Machine output on standard output, and nothing else there.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.version_option(package_name="netslot")
+@click.pass_context
+def cli(context: click.Context, state_dir: Path, root_netns: str | None, as_json: bool, debug: bool) -> None:
+    """Every tenant's rules in the tenant's own network namespace; a root ruleset that never changes.
+
+    \b
+    Examples:
+      netslot check netslot.toml          what this host has and lacks
+      netslot up netslot.toml             build the slots
+      netslot acquire --owner vm-17       lease one
+      netslot verify                      compare the kernel with what it should hold
+    """
+    context.obj = Context(state_dir, root_netns, as_json)
+
+
+def main() -> None:
+    """The entry point: errors become one line, one line of hint, and an exit status."""
+    debug = "--debug" in sys.argv[1:]
+    try:
+        status = cli.main(standalone_mode=False)
+    except NetslotError as error:
+        if debug:
+            raise
+        click.echo(f"netslot: {error}", err=True)
+        if error.hint:
+            click.echo(f"hint: {error.hint}", err=True)
+        sys.exit(error.exit_status)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("netslot: interrupted", err=True)
+        sys.exit(1)
+    except OSError as error:
+        if debug:
+            raise
+        click.echo(f"netslot: {error.strerror or error}: {error.filename or ''}".rstrip(": "), err=True)
+        sys.exit(1)
+    sys.exit(status if isinstance(status, int) else 0)
