@@ -20,6 +20,7 @@ from netslot.policy.base import Parameters
 from netslot.policy.nft_programs import Program
 from netslot.policy.nft_template import Ruleset, combine, snapshot
 from netslot.policy.patches import Unexplained, Values
+from netslot.spec.render import render
 
 T = TypeVar("T")
 
@@ -113,9 +114,15 @@ def _cast(program: Program, values: Sequence[Values]) -> Cast:
     if len(distinct) == 1 and program.devices(distinct[0]):
         distinct = [*distinct, distinct[0]]  # a second cast shows what depends on the links' indexes
     casts = [load_and_read(program, value, {}, number) for number, value in enumerate(distinct)]
-    template = combine(casts, distinct)
+    words = program.words()
+    template = combine(casts, [with_words(value, words) for value in distinct])
     constants = {name: text for name, text in distinct[0].items() if len({value[name] for value in distinct}) == 1}
     return Cast(template, None, constants)
+
+
+def with_words(values: Values, words: Iterable[str]) -> Values:
+    """The values, and for each word of the rules that is more than one variable (``${slot}00``) what it becomes."""
+    return {**values, **{word: render(word, values, file="rules") for word in words}}
 
 
 def _vary(bases: Sequence[Values], names: Collection[str]) -> list[Values]:

@@ -13,6 +13,7 @@ from netslot.kernel import netlink
 from netslot.policy import cidr_sets
 from netslot.policy.base import Parameters, Values
 from netslot.policy.cidr_sets import CidrSet
+from netslot.policy.iptables_places import atoms
 from netslot.policy.iptables_tool import Source, port_values
 from netslot.spec.render import render, variables_in
 
@@ -25,6 +26,9 @@ class Program(Protocol):
 
     def variables(self) -> frozenset[str]:
         """The names of the variables that the text uses."""
+
+    def words(self) -> list[str]:
+        """The words of the text, and their parts, that use variables and are not a variable alone."""
 
     def devices(self, values: Values) -> list[str]:
         """The interfaces that must exist before the rules can be loaded."""
@@ -49,6 +53,9 @@ class NftProgram:
     def variables(self) -> frozenset[str]:
         return variables_in(self.text)
 
+    def words(self) -> list[str]:
+        return _composed(self.text)
+
     def devices(self, values: Values) -> list[str]:
         return nft_devices(render(self.text, values, file=self.file))
 
@@ -57,6 +64,10 @@ class NftProgram:
 
     def load(self, values: Values, content: Parameters) -> None:
         run_tool(["nft", "-f", "-"], render(self.text, values, file=self.file), self.file, _NFT_PLACE)
+
+
+def _composed(text: str) -> list[str]:
+    return [atom for atom in atoms(text) if not re.fullmatch(r"\$\{[^}]*\}", atom)]
 
 
 _NFT_PLACE = re.compile(r"^\S*?:(\d+):[\d-]+: Error: (.*)$", re.MULTILINE)
@@ -85,6 +96,9 @@ class IptablesProgram:
 
     def variables(self) -> frozenset[str]:
         return frozenset().union(*(variables_in(source.fixed) for source in self.sources))
+
+    def words(self) -> list[str]:
+        return [word for source in self.sources for word in _composed(source.fixed)]
 
     def devices(self, values: Values) -> list[str]:
         return []

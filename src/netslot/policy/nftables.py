@@ -21,12 +21,21 @@ from netslot.policy.base import Difference, Parameters, Values
 from netslot.policy.cidr_sets import CidrSet
 from netslot.policy.iptables_places import words
 from netslot.policy.iptables_tool import Source
-from netslot.policy.nft_cast import PROOF_INDEX, Cast, cast_program, in_scratch, load_and_read, make_devices
+from netslot.policy.nft_cast import (
+    PROOF_INDEX,
+    Cast,
+    cast_program,
+    in_scratch,
+    load_and_read,
+    make_devices,
+    with_words,
+)
 from netslot.policy.nft_lists import CIDRS, PORTS, ListSet, find
 from netslot.policy.nft_ports import PortLine, cast_port_lines, insert_ports
 from netslot.policy.nft_programs import IptablesProgram, NftProgram, Program
 from netslot.policy.nft_template import Item, Ruleset, element_key, list_command, snapshot
 from netslot.policy.patches import Unexplained, Unpatchable
+from netslot.spec.render import variables_in
 
 _FLUSH = Command(nf.DELTABLE, 0, 0, b"", "nf_tables: remove every table")
 _NETDEV = 5
@@ -127,6 +136,8 @@ class NftablesDie:
         names = program.variables()
         self._scalars = names if scalars is None else names & frozenset(scalars)
         template = made.template or Ruleset()
+        self._words = sorted(name for name in template.variables() if "${" in name)
+        self._bindable = self._scalars.union(word for word in self._words if variables_in(word) & self._scalars)
         self._plan = nft_template.plan_of(template)
         self._messages = nft_state.memoise(template)
         self._loaded: dict[tuple[tuple[str, str], ...], Ruleset] = {}
@@ -224,7 +235,7 @@ class NftablesDie:
             rendered = self._rendered(template, values)
             if rendered is None:
                 return None
-            found = nft_bind.scalar_changes(sock, template, rendered, self._scalars)
+            found = nft_bind.scalar_changes(sock, template, rendered, self._bindable)
             if found is None:
                 return None
             changes += found
@@ -287,7 +298,7 @@ class NftablesDie:
         if any(values.get(name) != text for name, text in self._constants.items()):
             return None
         try:
-            rendered = template.render(values)
+            rendered = template.render(with_words(values, self._words) if self._words else values)
         except Unpatchable:
             return None
         return None if _elements_collide(template, rendered) else rendered

@@ -211,6 +211,7 @@ def _number_encodings() -> Iterator[Encoder]:
             for size in (8, 4, 2, 1):
                 for order in ("big", "little") if size > 1 else ("big",):
                     yield f"{order}{8 * size}*{scale}{delta:+}", encoder(scale, delta, size, order)
+    yield "not32", lambda text: (0xFFFFFFFF ^ int(text, 0)).to_bytes(4, "little")
 
 
 def _address_encodings(width: int, is_prefix: bool) -> Iterator[Encoder]:
