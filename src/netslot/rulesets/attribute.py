@@ -29,6 +29,8 @@ from netslot.rulesets.tenants import Tenant, TenantAddress
 GLOBAL = -1
 SHARED = -2
 
+BY_SET = "decides by the set"
+
 ChainKey = tuple[Family, str, str]  # family, table, chain
 
 
@@ -177,7 +179,7 @@ class _Naming:
                 count = self.directory.addresses_in(self._family, match.low, match.high)
                 return GLOBAL, False, f"its address range covers {_people(count)}" if count else ""
             case m.SetMatch():
-                return GLOBAL, False, f"decides by the set {match.name}, whose members are not in the dump"
+                return GLOBAL, False, f"{BY_SET} {match.name}, whose members are not in the dump"
         return GLOBAL, False, ""
 
     def _address(self, match: m.Address | m.CtAddress) -> tuple[int, bool, str]:

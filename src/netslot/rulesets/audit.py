@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from netslot.rulesets import matches as m
 from netslot.rulesets import targets as t
-from netslot.rulesets.attribute import SHARED, Attribution, attribute
+from netslot.rulesets.attribute import BY_SET, Attribution, attribute
 from netslot.rulesets.classes import classes_of
 from netslot.rulesets.flaws import Flaw, find_dead, find_flaws
 from netslot.rulesets.graph import reachable, references
@@ -241,11 +241,7 @@ def _near(limits: list[Limit]) -> list[Finding]:
 def _unknown(attribution: Attribution) -> list[Finding]:
     """What the dump does not say, so that nobody takes silence for an answer."""
     found = [Finding("note", note) for ruleset in attribution.dump.rulesets for note in ruleset.notes]
-    by_set = sum(
-        1
-        for rule, who in attribution.owner.items()
-        if who == SHARED and "set" in attribution.why.get(rule, "").split()
-    )
+    by_set = sum(why.startswith(BY_SET) for why in attribution.why.values())
     if by_set:
         text = f"decided by ipsets, whose members are not in the dump (name tenants with --tenants): {_rules(by_set)}"
         found.append(Finding("sets", text, by_set))

@@ -16,7 +16,7 @@ from collections.abc import Hashable
 from netslot.rulesets import matches as m
 from netslot.rulesets import targets as t
 from netslot.rulesets import values
-from netslot.rulesets.attribute import Attribution
+from netslot.rulesets.attribute import Attribution, Directory
 from netslot.rulesets.model import Chain, Family, Rule, Table
 from netslot.rulesets.tenants import Tenant
 
@@ -42,8 +42,7 @@ class _Namer:
     def __init__(self, attribution: Attribution) -> None:
         self._owned = attribution.chain_owner
         self._tenants = attribution.tenants
-        self._private = _private_names(attribution)
-        self.tokens: dict[int, Token] = {}
+        self._private, self.common = _names_by_use(attribution)
 
     def words(self, index: int, tenant: Tenant, rules: list[tuple[Family, Table, Chain, Rule]]) -> Token:
         by_chain: dict[tuple[Family, str, str], list[Rule]] = {}
@@ -65,10 +64,6 @@ class _Namer:
             found.append(("unused", *(one.rule(key, rule) for rule in by_chain[key])))
         return tuple(found)
 
-    def neutral(self, match: m.Match) -> Token:
-        """What stands for a match that can say nothing about a tenant; None for the others."""
-        return None if isinstance(match, _NAMING) else id(match)
-
     def near(self, family: Family, value: int, index: int) -> int:
         """The distance from the tenant's address; 0 if it is too far to be a neighbour."""
         for address in self._tenants[index].addresses:
@@ -81,20 +76,6 @@ class _Namer:
 
     def is_private(self, name: Token) -> bool:
         return name in self._private
-
-
-_NAMING = (
-    m.Address,
-    m.Interface,
-    m.Physdev,
-    m.Mac,
-    m.Mark,
-    m.Connmark,
-    m.SetMatch,
-    m.Opaque,
-    m.Ports,
-    m.CtAddress,
-)
 
 
 class _OneTenant:
@@ -113,14 +94,10 @@ class _OneTenant:
 
     def rule(self, key: tuple[Family, str, str], rule: Rule) -> Token:
         published = type(rule.target) is t.Dnat
-        tokens = self._namer.tokens
-        found: list[Token] = []
-        for match in rule.matches:
-            key_of = id(match)
-            if key_of not in tokens:
-                tokens[key_of] = self._namer.neutral(match)
-            token = tokens[key_of]
-            found.append(self._match(match, key[0], published) if token is None else token)
+        common = () if published else self._namer.common
+        found: list[Token] = [
+            id(match) if id(match) in common else self._match(match, key[0], published) for match in rule.matches
+        ]
         found.append(self._target(rule.target, key))
         return tuple(found)
 
@@ -200,27 +177,49 @@ class _OneTenant:
         return type(target).__name__, address, to.ports, to.base_port, to.flags
 
 
-def _private_names(attribution: Attribution) -> set[Token]:
-    """Marks, zones, sets, translated addresses, and address conditions that one tenant's rules alone use."""
+def _names_by_use(attribution: Attribution) -> tuple[set[Token], set[int]]:
+    """Names that one tenant's rules alone use, and matches that say the same in the rules of several owners.
+
+    The first: marks, zones, sets, translated addresses, and (by identity) matches. The second by identity:
+    they name no tenant, so that they stand for themselves in everybody's rules.
+    """
     users: dict[Token, int] = {}
     shared: set[Token] = set()
+    matches: dict[int, tuple[m.Match, Family]] = {}
     for ruleset in attribution.dump.rulesets:
         for _, _, rule in ruleset.rules():
             owner = attribution.owner[rule]
+            for match in rule.matches:
+                key = id(match)
+                if users.setdefault(key, owner) != owner and key not in shared:
+                    shared.add(key)
+                    matches[key] = match, ruleset.family
             for name in _names_in(rule, ruleset.family):
                 if users.setdefault(name, owner) != owner:
                     shared.add(name)
-    return {name for name, owner in users.items() if owner >= 0 and name not in shared}
+    directory = Directory(attribution.tenants)
+    common = {key for key, (match, family) in matches.items() if not _names_tenant(match, family, directory)}
+    return {name for name, owner in users.items() if owner >= 0 and name not in shared}, common
+
+
+def _names_tenant(match: m.Match, family: Family, directory: Directory) -> bool:
+    match match:
+        case m.Interface() | m.Physdev():
+            return match.name in directory.by_interface
+        case m.Address() | m.CtAddress():
+            return directory.by_address(family, match.value, match.mask) >= 0
+        case m.Mac():
+            return match.address in directory.by_mac
+    return isinstance(match, m.Opaque)
 
 
 def _names_in(rule: Rule, family: Family) -> list[Token]:
     found: list[Token] = []
     target = rule.target
-    kind = type(target)
-    if kind is t.SetMark or kind is t.SetConnmark:
-        found.append(("mark", target.value, target.mask))  # type: ignore[union-attr]
-    elif kind is t.CtTarget:
-        found.append(("zone", target.words))  # type: ignore[union-attr]
+    if isinstance(target, t.SetMark | t.SetConnmark):
+        found.append(("mark", target.value, target.mask))
+    elif isinstance(target, t.CtTarget):
+        found.append(("zone", target.words))
     elif isinstance(target, t.Dnat | t.Snat):
         if target.to.address is not None and target.to.address[0] == target.to.address[1]:
             found.append(("address", family, target.to.address[0]))
@@ -230,6 +229,4 @@ def _names_in(rule: Rule, family: Family) -> list[Token]:
             found.append(("mark", match.value, match.mask))
         elif type(match) is m.SetMatch:
             found.append(("set", match.name))
-        elif type(match) is m.Address:
-            found.append(id(match))
     return found

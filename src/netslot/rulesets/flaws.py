@@ -197,15 +197,22 @@ class _Shadows:
 
     def of(self, rule: Rule, conditions: frozenset[int]) -> Rule | None:
         """An earlier rule, all of whose conditions follow from these."""
+        filed = self._filed
+        if not filed:
+            return None
         implied: frozenset[int] | set[int] = conditions
+        known = self._wider.known
         for match in rule.matches:
-            wider = self._wider.than(match)
+            wider = known.get(id(match))
+            if wider is None:
+                wider = self._wider.than(match)
             if wider:
                 implied = {*implied, *wider}
         for condition in implied:
-            for earlier, by in self._filed.get(condition, ()):
-                if earlier <= implied:
-                    return by
+            if condition in filed:
+                for earlier, by in filed[condition]:
+                    if earlier <= implied:
+                        return by
         return None
 
 
@@ -216,7 +223,7 @@ class _Wider:
     """For each condition of a chain, the other conditions of that chain that it implies."""
 
     def __init__(self, distinct: dict[int, m.Match]) -> None:
-        self._known: dict[int, tuple[int, ...]] = {}
+        self.known: dict[int, tuple[int, ...]] = {}
         self._prefixes: dict[tuple[str, int, int], int] = {}
         self._masks: set[int] = set()
         self._few: dict[type, list[m.Match]] = {}
@@ -236,10 +243,9 @@ class _Wider:
         self._few = {kind: found for kind, found in self._few.items() if len(found) <= _FEW}
 
     def than(self, match: m.Match) -> tuple[int, ...]:
-        known = self._known.get(id(match))
-        if known is None:
-            known = self._known[id(match)] = tuple(self._look(match))
-        return known
+        """The wider conditions, remembered in ``known`` by the identity of the match."""
+        found = self.known[id(match)] = tuple(self._look(match))
+        return found
 
     def _look(self, match: m.Match) -> Iterator[int]:
         if isinstance(match, m.Address):

@@ -9,7 +9,7 @@ names. Tables are met in the kernel's order; the nat table only by new packets.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from netslot.rulesets import matches as m
@@ -19,7 +19,7 @@ from netslot.rulesets.interfaces import Kind, kind
 from netslot.rulesets.model import Family, Rule, Ruleset
 from netslot.rulesets.packets import ABSENT, BRIDGE, UPLINK, Link, Packet
 from netslot.rulesets.tenants import Tenant
-from netslot.rulesets.walk import TableWalker, Template, filing_key, port_key
+from netslot.rulesets.walk import Key, TableWalker, Template, filing_key, port_key
 
 STATES = ("NEW", "ESTABLISHED")
 
@@ -77,8 +77,8 @@ class _Surroundings:
         self._family = ruleset.family
         self._ruleset = ruleset
         self._tenants = tenants
-        self._keys: list[list[Hashable]] = [[] for _ in tenants]
-        self._names: dict[Hashable, int] = {}
+        self._keys: list[list[Key]] = [[] for _ in tenants]
+        self._names: dict[Key, int] = {}
         self._bridged: set[str] = set()
         self._file_names(Directory(attribution.tenants))
         self._walkers = {name: TableWalker(table, self._names) for name, table in ruleset.tables.items()}
@@ -119,15 +119,14 @@ class _Surroundings:
         tenant = self._tenants[index]
         if tenant.name != "any packet" and index not in self._present:
             return
-        keys = tuple(self._keys[index])
-        for interface in tenant.interfaces[:8] or ("",):
-            for flow in _HOOKS_OF:
+        for flow in _HOOKS_OF:
+            # A packet carries the tenant's names on one side only.
+            keys = tuple(key for key in self._keys[index] if key[0] in _VARYING[flow])
+            for interface in tenant.interfaces[:8] or ("",):
                 for state in STATES:
                     self._send(flow, state, index, interface, keys, walks)
 
-    def _send(
-        self, flow: str, state: str, index: int, interface: str, keys: tuple[Hashable, ...], walks: Walks
-    ) -> None:
+    def _send(self, flow: str, state: str, index: int, interface: str, keys: tuple[Key, ...], walks: Walks) -> None:
         packet = self._packet(flow, state, index, interface)
         link_in, link_out, port_out = packet.link_in, packet.link_out, packet.port_out
         dst, dport, local = packet.dst, packet.dport, packet.local_dst
@@ -153,7 +152,7 @@ class _Surroundings:
         hook: str,
         packet: Packet,
         template: tuple[str, str, str],
-        keys: tuple[Hashable, ...],
+        keys: tuple[Key, ...],
         index: int,
         walks: Walks,
         total: int,

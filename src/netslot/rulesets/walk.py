@@ -10,7 +10,7 @@ a packet can be tested against.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from netslot.rulesets import matches as m
@@ -20,6 +20,9 @@ from netslot.rulesets.packets import NO, PERHAPS, YES, Packet, holds
 from netslot.rulesets.values import MARK_BITS
 
 _VARIES = -1  # beside NO, YES and PERHAPS: ask for each packet anew
+
+Key = tuple[str | int, ...]
+"""What a rule is filed under: ``("src", value, mask)``, ``("in", name)``, ``("port", number)``."""
 
 _Mark = tuple[int, int]  # bits, and which of them are known
 
@@ -55,10 +58,10 @@ class Template:
 class _Index:
     """One chain: which rules name whom. Positions count from 0."""
 
-    def __init__(self, chain: Chain, names: Mapping[Hashable, int]) -> None:
+    def __init__(self, chain: Chain, names: Mapping[Key, int]) -> None:
         self.chain = chain
         self.common: list[int] = []
-        self.filed: dict[Hashable, list[int]] = {}
+        self.filed: dict[Key, list[int]] = {}
         self.by_template: dict[Template, list[int]] = {}
         for position, rule in enumerate(chain.rules):
             key = next((k for k in map(filing_key, rule.matches) if k in names or _is_port(k)), None)
@@ -68,7 +71,7 @@ class _Index:
                 self.filed.setdefault(key, []).append(position)
 
 
-def filing_key(match: m.Match) -> Hashable:
+def filing_key(match: m.Match) -> Key | None:
     """What a rule with this match is filed under; None if the match does not single out one name."""
     if isinstance(match, m.Address) and not match.negated:
         return match.side, match.value, match.mask
@@ -80,19 +83,19 @@ def filing_key(match: m.Match) -> Hashable:
     return None
 
 
-def port_key(port: int) -> Hashable:
+def port_key(port: int) -> Key:
     """What rules about one destination port are filed under: every packet has one, of a known number."""
     return "port", port
 
 
-def _is_port(key: Hashable) -> bool:
-    return isinstance(key, tuple) and key[0] == "port"
+def _is_port(key: Key | None) -> bool:
+    return key is not None and key[0] == "port"
 
 
 class TableWalker:
     """Walks packets through one table. ``names`` are the keys under which rules may be filed (see ``filing_key``)."""
 
-    def __init__(self, table: Table, names: Mapping[Hashable, int]) -> None:
+    def __init__(self, table: Table, names: Mapping[Key, int]) -> None:
         self._table = table
         self._names = names
         self._indexes: dict[str, _Index] = {}
@@ -101,7 +104,7 @@ class TableWalker:
         self._answers_by_template: dict[Template, dict[int, int]] = {}
         self._memo: dict[tuple[str, _Mark], Outcome] = {}
 
-    def walk(self, hook: str, packet: Packet, template: Template, keys: tuple[Hashable, ...]) -> Outcome | None:
+    def walk(self, hook: str, packet: Packet, template: Template, keys: tuple[Key, ...]) -> Outcome | None:
         """The outcome in the built-in chain; None if the table has none for this hook.
 
         ``keys`` are the names of this packet's tenant and its port. The policy decides what falls through.
@@ -123,7 +126,7 @@ class TableWalker:
             return replace(outcome, dropped=max(outcome.dropped or 0, end), falls=None)
         return replace(outcome, accepted=max(outcome.accepted or 0, end), falls=None)
 
-    def _positions(self, name: str, packet: Packet, keys: tuple[Hashable, ...]) -> tuple[_Index, list[int]]:
+    def _positions(self, name: str, packet: Packet, keys: tuple[Key, ...]) -> tuple[_Index, list[int]]:
         index = self._indexes.get(name)
         if index is None:
             index = self._indexes[name] = _Index(self._table.chains[name], self._names)
@@ -175,7 +178,7 @@ class TableWalker:
                 result = PERHAPS
         return result
 
-    def _chain(self, name: str, packet: Packet, keys: tuple[Hashable, ...], mark: _Mark) -> Outcome:
+    def _chain(self, name: str, packet: Packet, keys: tuple[Key, ...], mark: _Mark) -> Outcome:
         known = self._memo.get((name, mark))
         if known is not None:
             return known
