@@ -25,6 +25,7 @@ TYPE: Final = "hash:net"
 FAMILY_IPV4: Final = socket.AF_INET
 FAMILY_IPV6: Final = socket.AF_INET6
 
+_ADDRESS_SIZE: Final[dict[int, int]] = {FAMILY_IPV4: 4, FAMILY_IPV6: 16}
 _SUBSYSTEM = 6 << 8  # NFNL_SUBSYS_IPSET
 _CREATE, _DESTROY, _FLUSH, _SWAP, _LIST, _ADD = 2, 3, 4, 6, 7, 9
 
@@ -128,13 +129,21 @@ def add(name: str, family: int, elements: Sequence[bytes]) -> list[Request]:
 
 
 def element_form(family: int, length: int) -> tuple[bytes, bytes]:
-    """What stands before and behind the address in a ``hash:net`` element of that prefix length."""
-    size, kind = (4, _IP_V4) if family == FAMILY_IPV4 else (16, _IP_V6)
-    behind = netlink.attr_u8(_D_CIDR, length)
-    address = _ATTR.pack(4 + size, kind | _NET_BYTEORDER)
-    inner = _ATTR.pack(4 + len(address) + size, _D_IP | netlink.NLA_F_NESTED) + address
-    total = 4 + len(inner) + size + len(behind)
-    return _ATTR.pack(total, _A_DATA | netlink.NLA_F_NESTED) + inner, behind
+    """What stands before and behind the address in a ``hash:net`` element of that length, as :func:`add` takes it."""
+    before, behind = _content_form(family, length, _NET_BYTEORDER)
+    size = 4 + len(before) + _ADDRESS_SIZE[family] + len(behind)
+    return _ATTR.pack(size, _A_DATA | netlink.NLA_F_NESTED) + before, behind
+
+
+def listed_form(family: int, length: int) -> tuple[bytes, bytes]:
+    """The same, as :func:`elements` gives: without a header, and without the byte order being told."""
+    return _content_form(family, length, 0)
+
+
+def _content_form(family: int, length: int, flag: int) -> tuple[bytes, bytes]:
+    size, kind = _ADDRESS_SIZE[family], _IP_V4 if family == FAMILY_IPV4 else _IP_V6
+    address = _ATTR.pack(4 + size, kind | flag)
+    return _ATTR.pack(8 + size, _D_IP | netlink.NLA_F_NESTED) + address, netlink.attr_u8(_D_CIDR, length)
 
 
 def execute(socket_: netlink.Socket, requests: Iterable[Request]) -> None:
@@ -187,8 +196,19 @@ def elements(socket_: netlink.Socket, name: str) -> list[bytes]:
     found: list[bytes] = []
     for answer in _dump(socket_, netlink.attr_str(_A_SETNAME, name)):
         content = netlink.parse_attrs(answer, 4).get(_A_ADT, b"")
-        found += (value for _, value in netlink.iter_attrs(content))
+        found += _equal_attributes(content) or (value for _, value in netlink.iter_attrs(content))
     return found
+
+
+def _equal_attributes(content: bytes) -> list[bytes]:
+    """The values of attributes that all have the same header, several times faster than one by one; else []."""
+    if not content:
+        return []
+    step = (_ATTR.unpack_from(content)[0] + 3) & ~3
+    count, rest = divmod(len(content), step)
+    if rest or any(content[at::step] != content[at : at + 1] * count for at in range(4)):
+        return []
+    return [content[start + 4 : start + step] for start in range(0, len(content), step)]
 
 
 def _request(

@@ -7,7 +7,7 @@ a template are always made first and in one order in every slot; :func:`ready` t
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Final
@@ -20,10 +20,18 @@ FILLING: Final = "netslot-filling"
 """Set in which new content is collected before it is swapped in; one that is found was left by a crash."""
 
 _HALVES = {4: (("0.0.0.0", 1), ("128.0.0.0", 1)), 6: (("::", 1), ("8000::", 1))}
-_FORMS: Final = {
-    4: [ipset.element_form(ipset.FAMILY_IPV4, length) for length in range(33)],
-    6: [ipset.element_form(ipset.FAMILY_IPV6, length) for length in range(129)],
-}
+Forms = dict[int, list[tuple[bytes, bytes]]]
+
+
+def _forms(form: Callable[[int, int], tuple[bytes, bytes]]) -> Forms:
+    return {
+        4: [form(ipset.FAMILY_IPV4, length) for length in range(33)],
+        6: [form(ipset.FAMILY_IPV6, length) for length in range(129)],
+    }
+
+
+_ADDED: Final = _forms(ipset.element_form)
+_LISTED: Final = _forms(ipset.listed_form)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +58,12 @@ def sets_of(parameters: Iterable[str], used: frozenset[str]) -> tuple[CidrSet, .
     return tuple(found)
 
 
-def encode(cidrs: Sequence[str], version: int) -> list[bytes]:
+def encode(cidrs: Sequence[str], version: int, forms_by_version: Forms = _ADDED) -> list[bytes]:
     """Elements for all CIDRs of one IP version; host bits are cleared by the kernel. UsageError for a wrong one.
 
     A prefix of length 0, which ``hash:net`` has no room for, becomes its two halves.
     """
-    forms = _FORMS[version]
+    forms = forms_by_version[version]
     domain = socket.AF_INET if version == 4 else socket.AF_INET6
     top, pton = str(len(forms) - 1), socket.inet_pton
     found = []
@@ -67,7 +75,7 @@ def encode(cidrs: Sequence[str], version: int) -> list[bytes]:
             raw = pton(domain, address)
             number = int(length or top)
             if number == 0:
-                found += [_element(half, bits, version) for half, bits in _HALVES[version]]
+                found += [forms[bits][0] + pton(domain, half) + forms[bits][1] for half, bits in _HALVES[version]]
                 continue
             if number < 0:
                 raise ValueError(length)
@@ -76,11 +84,6 @@ def encode(cidrs: Sequence[str], version: int) -> list[bytes]:
             raise UsageError(f"not a CIDR: {cidr!r}", hint="write it as 203.0.113.0/24 or 2001:db8::/32") from error
         found.append(before + raw + behind)
     return found
-
-
-def _element(address: str, length: int, version: int) -> bytes:
-    before, behind = _FORMS[version][length]
-    return before + socket.inet_pton(socket.AF_INET if version == 4 else socket.AF_INET6, address) + behind
 
 
 def create(link: netlink.Socket, sets: Sequence[CidrSet], content: Mapping[str, Sequence[str]]) -> None:
@@ -161,8 +164,13 @@ def _compare(
 ) -> Iterable[Difference]:
     if not cidrs and not elements:
         return []
-    wanted = {_key(element[4:], each.version) for element in encode(cidrs, each.version)}
-    present = {_key(raw, each.version) for raw in ipset.elements(link, each.name)}
+    ours = encode(cidrs, each.version, _LISTED)
+    theirs = ipset.elements(link, each.name)
+    if set(ours) == set(theirs):
+        return []
+    # Host bits, which the kernel clears, may be all that differs.
+    wanted = {_key(raw, each.version) for raw in ours}
+    present = {_key(raw, each.version) for raw in theirs}
     place = f"{where} {each.name}"
     missing, added = wanted - present, present - wanted
     found = [Difference(place, f"element {_words(key, each.version)} missing") for key in sorted(missing)[:10]]

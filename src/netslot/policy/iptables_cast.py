@@ -70,7 +70,8 @@ class Recipe:
 
     image: Image
     base: Flat
-    places: tuple[Place, ...]
+    places: Mapping[str, tuple[Place, ...]]
+    """By variable."""
     lines: tuple[PortLine, ...]
     values: Values
     """What the base was made with, for each of the slot's own values that the table depends on."""
@@ -79,9 +80,10 @@ class Recipe:
         """The table for one slot; ValueError for a value beyond what the tool was tried with."""
         base = self.base
         blob = base.blob
-        changed = {name for name, value in self.values.items() if values[name] != value}
+        # Most values are the same in every slot, and the base has them already.
+        changed = [name for name, value in self.values.items() if values[name] != value]
         if changed:
-            places = [place for place in self.places if not changed.isdisjoint(place.names)]
+            places = (place for name in changed for place in self.places[name])
             blob = bytes(iptables_places.apply(bytearray(blob), places, values))
         put_in: dict[int, list[Entry]] = {}
         for line in self.lines:
@@ -225,16 +227,14 @@ def _recipes(
                 raise Unexplained(f"it is not understood how the rules' bytes follow ${{{name}}}") from None
             pinned[name] = samples[0][name]
             tried[name] = []
-    return tuple(
-        Recipe(
-            base[table],
-            flat,
-            iptables_places.merge(places[table]),
-            tuple(lines.get(table, ())),
-            {name: samples[0][name] for place in places[table] for name in place.names},
-        )
-        for table, flat in flats.items()
-    )
+    recipes = []
+    for table, flat in flats.items():
+        merged = iptables_places.merge(places[table])
+        names = sorted({name for place in merged for name in place.names})
+        by_variable = {name: tuple(place for place in merged if name in place.names) for name in names}
+        values = {name: samples[0][name] for name in names}
+        recipes.append(Recipe(base[table], flat, by_variable, tuple(lines.get(table, ())), values))
+    return tuple(recipes)
 
 
 def _port_lines(

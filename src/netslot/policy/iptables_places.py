@@ -7,7 +7,6 @@ ways in which numbers, addresses and texts are kept. What cannot be explained is
 
 from __future__ import annotations
 
-import functools
 import ipaddress
 import itertools
 import re
@@ -167,22 +166,17 @@ class Place:
     @property
     def names(self) -> frozenset[str]:
         """The variables that the words use."""
-        return _names(self.template)
+        return variables_in(self.template)
 
     def encode(self, values: Values) -> bytes:
         """The bytes for ``values``; ValueError when not of the kind, or longer than what the tool was tried with."""
-        name = self.template[2:-1]
-        # Most templates are one variable, which needs no search for more.
-        text = values[name] if _names(self.template) == {name} else render(self.template, values, file="rule")
+        text = values.get(self.template[2:-1])  # most templates are one variable, which needs no search for more
+        if text is None or self.template[0] != "$":
+            text = render(self.template, values, file="rule")
         raw = ENCODERS[self.encoder](text)
         if len(raw) > self.width:
             raise ValueError(f"longer than {self.width} bytes")
         return raw.ljust(self.width, b"\0")
-
-
-@functools.cache
-def _names(template: str) -> frozenset[str]:
-    return variables_in(template)
 
 
 @dataclass(frozen=True, slots=True)
