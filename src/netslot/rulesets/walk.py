@@ -164,18 +164,27 @@ class TableWalker:
     def _rule(self, rule: Rule, packet: Packet, mark: _Mark) -> int:
         result = YES
         answers = self._answers
-        for match in rule.matches:
+        varying = False
+        for match in rule.matches:  # what is the same for all packets of the template fails without a look at them
             answer = answers.get(id(match))
             if answer is None:
                 answer = answers[id(match)] = _VARIES if self._varies(match) else holds(match, packet)
-            if answer == _VARIES:
-                if type(match) is m.Mark:
-                    packet.mark, packet.mark_known = mark
-                answer = holds(match, packet)
             if answer == NO:
                 return NO
             if answer == PERHAPS:
                 result = PERHAPS
+            elif answer == _VARIES:
+                varying = True
+        if not varying:
+            return result
+        packet.mark, packet.mark_known = mark
+        for match in rule.matches:
+            if answers[id(match)] == _VARIES:
+                answer = holds(match, packet)
+                if answer == NO:
+                    return NO
+                if answer == PERHAPS:
+                    result = PERHAPS
         return result
 
     def _chain(self, name: str, packet: Packet, keys: tuple[Key, ...], mark: _Mark) -> Outcome:
