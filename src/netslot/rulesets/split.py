@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from netslot.rulesets import targets as t
-from netslot.rulesets.model import Dump, Family, Ruleset, Table
+from netslot.rulesets.model import Dump, Family, Rule, Ruleset, Table
 from netslot.rulesets.parse import parse
 from netslot.rulesets.proof.arrangement import MANIFEST, PUBLISH, ROOT, write_published
 from netslot.rulesets.proof.journey import Attachment
@@ -119,12 +119,13 @@ class _Splitter:
 
     def _one_family(self, family: Family, first: dict[int, int]) -> None:
         filed = self._filed[family]
-        shared: dict[Matches, object] = {}
+        shared: dict[Matches, Rule] = {}
         writers: dict[int, SlotWriter] = {}
         for kind, tenant in first.items():
             writer = SlotWriter(filed, self._naming, self._plan, tenant, self._attachment)
             writer.forward()
             writers[kind] = writer
+        inward_here = self._settle_refusals(family, list(writers.values()))
         early = frozenset(table for table in ("raw", "mangle") if self._take_drops(table, writers))
         for writer in writers.values():
             shared.update(writer.shared)
@@ -144,6 +145,7 @@ class _Splitter:
             shared,
             lambda tenant: not checked[self._kinds[tenant]],
             early,
+            inward_here,
         )
         text = root.write()
         self._files[ROOT[family]] = text
@@ -162,6 +164,18 @@ class _Splitter:
             render(self._files[f"class{kind}.rules{suffix}"], names | self._naming.variables(tenant), file="template")
             for kind, tenant in first.items()
         ]
+
+    def _settle_refusals(self, family: Family, writers: list[SlotWriter]) -> bool:
+        """Whether root goes on to decide about packets to tenants, because slots could not."""
+        for writer in writers:
+            for chain, rule, reason in writer.refusals[True]:
+                self._plan.settle(family, "filter", chain, rule, "refused", "", reason)
+        inward = [text for writer in writers for _, _, text in writer.refusals[False]]
+        if inward:
+            for writer in writers:
+                writer.leave_inward_to_root()
+            self._plan.notes[f"packets to tenants are decided in root, merged by class: {inward[0]}"] = None
+        return bool(inward)
 
     def _take_drops(self, table: str, writers: dict[int, SlotWriter]) -> bool:
         """Tenants' drops before routing go into the slots if those of all classes can."""

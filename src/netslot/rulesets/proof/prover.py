@@ -213,7 +213,8 @@ class _Prover:
                 return
             found = self._confirm(way, packet)
             if found is not None:
-                self._verdict.counterexamples.append(found)
+                if all(known.packet != found.packet for known in self._verdict.counterexamples):
+                    self._verdict.counterexamples.append(found)
                 return
             solver.add(self._other_than(flow, packet))
         self._obstacle("differences were found that the whole ruleset does not bear out; tenants' rules overlap", way)

@@ -152,7 +152,7 @@ class FiledRuleset:
 
     def candidates(self, table: str, chain: str, roles: Roles) -> list[Filed]:
         """The rules that packets with these roles could match, in order."""
-        index = self._index[table, chain]
+        index = self._index.get((table, chain), {})
         if len(index) == 1:
             return self.chains[table, chain] if NONE in index else self._filter(index, roles)
         return self._filter(index, roles)

@@ -34,12 +34,14 @@ class RootWriter:
         shared: Mapping[Matches, Rule],
         spoofing: Callable[[int], bool],
         early: frozenset[str],
+        inward_here: bool,
     ) -> None:
         self._filed, self._naming, self._plan, self._kinds = filed, naming, plan, kinds
         self._family: Family = filed.ruleset.family
         self._general = Generaliser(filed, naming, spoofing)
         self._shared = list(shared)
         self._early = early  # tables whose tenants' drops before routing went into the slots
+        self._inward_here = inward_here  # root, not the slot, decides about packets to a tenant
         self._first = {kind: tenant for tenant, kind in reversed(list(enumerate(kinds)))}
         self.published: list[Rule] = []
         self.published_first = True
@@ -69,7 +71,7 @@ class RootWriter:
         """A tenant's own chain that no remaining rule leads to."""
         if (table, name) not in self._filed.chain_owner:
             return False
-        return not any(self._plan.fate(item.rule) == "stayed" for _, item in self._callers.get((table, name), ()))
+        return not self._stays_called(table, name)
 
     @cached_property
     def _callers(self) -> dict[tuple[str, str], list[tuple[str, Filed]]]:
@@ -89,10 +91,9 @@ class RootWriter:
         self._map(table, chain.name, items)
         body: list[str] = []
         if table == "filter" and chain.name == "FORWARD":
-            body += [
-                self._text(((self._naming.link("in"),), t.Jump(FROM))),
-                self._text(((self._naming.link("out"),), t.Accept())),
-            ]
+            body.append(self._text(((self._naming.link("in"),), t.Jump(FROM))))
+            if not self._inward_here:
+                body.append(self._text(((self._naming.link("out"),), t.Accept())))
         undecided = False
         pending: list[Filed] = []
         for item in items:
@@ -112,13 +113,17 @@ class RootWriter:
 
     def _own_chain(self, table: str, chain: str, items: list[Filed]) -> list[str]:
         for item in items:
-            if table == "filter":
+            if table == "filter" and not self._stays_called(table, chain):
                 self._move(table, chain, item.rule)
             else:
                 self._plan.settle(
                     self._family, table, chain, item.rule, "stayed", "", "its chain is called from root"
                 )
         return [item.rule.text for item in items]
+
+    def _stays_called(self, table: str, chain: str) -> bool:
+        """Whether a rule that stays in root leads to this chain. Callers are settled first: built-in chains lead."""
+        return any(self._plan.fate(item.rule) == "stayed" for _, item in self._callers.get((table, chain), ()))
 
     def _stay(self, table: str, chain: str, rule: Rule) -> None:
         why = "it names no tenant"
@@ -159,7 +164,10 @@ class RootWriter:
         rest: list[Filed] = []
         for item in left:
             linked = any(role in ("in", "out") for role, _ in item.tags)
-            if (reachable or early) and linked:
+            inward = not any(role in ("in", "src") for role, _ in item.tags)
+            if reachable and inward and self._inward_here:
+                rest.append(item)
+            elif (reachable or early) and linked:
                 self._move(table, chain, item.rule)
             elif reachable:
                 why = "it names an address only, so it may meet packets that come in elsewhere"
@@ -248,7 +256,8 @@ class RootWriter:
 
     def _doors(self) -> dict[str, list[str]]:
         """What slots have let pass: to another slot, undecided, or out."""
-        general: list[General] = [((self._naming.link("out"),), t.Accept())]
+        other = t.Return() if self._inward_here else t.Accept()
+        general: list[General] = [((self._naming.link("out"),), other)]
         pools = self._naming.places.pools(self._family)
         general += [((m.Address("dst", *pool),), t.Return()) for pool in pools]
         general += [(region, t.Return()) for region in self._shared]

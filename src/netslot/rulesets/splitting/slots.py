@@ -47,6 +47,7 @@ class SlotWriter:
         self._link = naming.places.link(tenant)
         self._copied: dict[str, str] = {}
         self.shared: dict[Matches, Rule] = {}
+        self.refusals: dict[bool, list[tuple[str, Rule, str]]] = {True: [], False: []}  # by outward
         self.rules = SlotRules()
 
     def forward(self) -> None:
@@ -58,6 +59,12 @@ class SlotWriter:
         self.rules.chains[IN] = [self._text((m.Address("src", *host),), t.Accept()) for host in self.hosts()]
         self._chain("FORWARD", OUT, outward=True, top=True)
         self._chain("FORWARD", IN, outward=False, top=True)
+
+    def leave_inward_to_root(self) -> None:
+        """Let root decide about packets to the tenant; the slot lets them pass."""
+        for name in [name for name in self.rules.chains if name == IN or name.startswith(("i-", f"{IN}-"))]:
+            del self.rules.chains[name]
+        self.rules.chains[IN] = ["-j ACCEPT"]
 
     def hosts(self) -> list[Pattern]:
         """The host's addresses: all tenants' gateways in one pattern, and those that rules name."""
@@ -82,7 +89,7 @@ class SlotWriter:
             try:
                 lines += self._lines(item, chain, outward)
             except CannotSplit as reason:
-                self._plan.settle(self._family, "filter", chain, item.rule, "refused", "", str(reason))
+                self.refusals[outward].append((chain, item.rule, str(reason)))
             if outward and number == last:
                 lines += self._pass_to_tenants()
 

@@ -1,0 +1,117 @@
+"""``netslot prove``: whether a split does with every packet what the dump did."""
+
+from __future__ import annotations
+
+import gc
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from netslot.cli.audit import read_dumps, read_tenants
+from netslot.cli.split import host_addresses
+from netslot.errors import HostError, UsageError
+from netslot.rulesets.attribute import attribute
+
+
+@click.command("prove")
+@click.argument("dumps", metavar="DUMP...", nargs=-1, required=True)
+@click.argument("directory", metavar="DIR")
+@click.option("--tenants", "tenants_file", metavar="FILE", help="JSON or TOML list of tenants.")
+@click.option("--host-address", "hosts", metavar="ADDRESS", multiple=True, help="An address of the host's own.")
+@click.option("--replay", metavar="N", type=int, default=0, help="Also send N real packets both ways (root).")
+@click.option("--json", "as_json", is_flag=True, help="Machine output on stdout.")
+@click.pass_context
+def prove(
+    context: click.Context,
+    dumps: tuple[str, ...],
+    directory: str,
+    tenants_file: str | None,
+    hosts: tuple[str, ...],
+    replay: int,
+    as_json: bool,
+) -> None:
+    """Prove that DIR, which netslot split wrote, does with every packet what the rules of DUMP did.
+
+    Exit status 3 when it does not, with a packet that shows it, or when it cannot be proved, with the reason.
+    """
+    try:
+        from netslot.rulesets.proof import arrangement, places, prover
+    except ModuleNotFoundError as error:
+        raise HostError("the prover needs z3", hint="pip install 'netslot[prove]'") from error
+    gc.disable()  # the model is built once and kept
+    try:
+        dump = read_dumps(dumps)
+        people = attribute(dump, read_tenants(tenants_file) if tenants_file else None).tenants
+        world = places.survey(dump, people, host_addresses(hosts))
+        after = arrangement.read(read_directory(Path(directory)))
+        verdict = prover.prove(dump, world, after)
+    finally:
+        gc.enable()
+    replayed = 0
+    differing: list[dict[str, Any]] = []
+    if replay:
+        from netslot.host.replay import replay_packets
+
+        outcome = replay_packets(dump, world, after, replay)
+        replayed, differing = outcome.sent, outcome.differences
+    examples = [
+        {"tenant": c.tenant, "packet": c.packet, "before": c.before, "after": c.after} for c in verdict.counterexamples
+    ] + differing
+    answer = {
+        "equivalent": verdict.equivalent and not differing,
+        "tenants": verdict.tenants,
+        "classes": verdict.classes,
+        "packets_replayed": replayed,
+        "counterexamples": examples,
+        "obstacles": verdict.obstacles,
+        "assumptions": verdict.assumptions,
+    }
+    if as_json or bool(getattr(context.obj, "json", False)):
+        click.echo(json.dumps(answer))
+    else:
+        _print(answer, verdict.scenarios)
+    if not answer["equivalent"]:
+        context.exit(3)
+
+
+def read_directory(directory: Path) -> dict[str, str]:
+    """All files of a directory that ``netslot split`` wrote, by name. Raises UsageError."""
+    try:
+        return {
+            path.name: path.read_text(encoding="utf-8", errors="surrogateescape")
+            for path in sorted(directory.iterdir())
+            if path.is_file() and path.name != "report.json"
+        }
+    except OSError as error:
+        raise UsageError(f"{directory}: {error.strerror}", hint="give the directory that netslot split wrote") from None
+
+
+def _print(answer: dict[str, Any], scenarios: int) -> None:
+    count = f"{answer['tenants']} tenants in {answer['classes']} classes, {scenarios} ways"
+    if answer["equivalent"]:
+        click.echo(f"the same for every packet: {count}")
+    else:
+        click.echo(f"NOT shown to be the same: {count}")
+    if answer["packets_replayed"]:
+        click.echo(f"{answer['packets_replayed']} real packets were sent through both arrangements")
+    for example in answer["counterexamples"]:
+        _print_example(example)
+    for text in answer["obstacles"]:
+        click.echo(f"cannot be proved: {text}")
+    click.echo("taken for granted:")
+    for text in answer["assumptions"]:
+        click.echo(f"  - {text}")
+
+
+def _print_example(example: dict[str, Any]) -> None:
+    packet = ", ".join(f"{name} {value}" for name, value in example["packet"].items())
+    click.echo(f"\ntenant {example['tenant'] or '(none)'}: {packet}")
+    paths = [example[side].get("path", []) for side in ("before", "after")]
+    for side, path in zip(("before", "after"), paths, strict=True):
+        result = example[side]
+        leaves = f", leaves by {result['leaves']}" if "leaves" in result else ""
+        click.echo(f"  {side}: {result['verdict']}{leaves}")
+        for line in path:
+            click.echo(f"    {line}")
