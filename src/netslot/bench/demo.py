@@ -39,9 +39,9 @@ def story(result: dict[str, Any]) -> str:
             "",
             *(f"  {line}" for line in table(rows)),
             "",
-            f"The last tenant waits {report.skew_of(before):.0f} times as long as the first before, "
+            f"The last tenant waits {report.skew_of(before):.2g} times as long as the first before, "
             f"{report.skew_of(after):.2f} times after.",
-            f"After, the last tenant connects {last:.0f} times faster, and a tenant's rules are in force "
+            f"After, the last tenant connects {last:.2g} times faster, and a tenant's rules are in force "
             f"{adding:,.0f} times sooner.",
             f"Measured in {result['seconds']:.0f} s on {report.machine_line(result['machine'])}",
         ]

@@ -12,8 +12,8 @@ from netslot.bench import commands, machine, slot_rules
 from netslot.bench.field import prepare_root, quiet_ipv6
 from netslot.bench.floor import Floor
 from netslot.bench.statistics import median
-from netslot.bench.yard import host_spec, plan_of
-from netslot.errors import UsageError
+from netslot.bench.yard import host_spec, may_make_taps, plan_of
+from netslot.errors import HostError, UsageError
 from netslot.host.slots import Template, Workshop
 from netslot.kernel import netns, sys
 
@@ -92,6 +92,8 @@ def _mean_us(times: Sequence[float]) -> float:
 
 def measure_provision(plan: Plan, say: Say = lambda _: None) -> dict[str, Any]:
     """Measure on the stage that the calling process is on; the result is what ``bench provision --json`` prints."""
+    if not may_make_taps():
+        raise HostError("cannot use /dev/net/tun, which a slot's tap needs", hint="modprobe tun, or run as root")
     facts = machine.facts()
     waited = machine.wait_until_quiet()
     if waited > 3:

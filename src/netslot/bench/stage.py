@@ -1,17 +1,22 @@
 """A place to play a host: a child process in fresh network and mount namespaces, that leaves nothing behind.
 
 Without privileges the child gets a user namespace as well. Pins, lock files and state below ``/run`` are on a
-tmpfs of the child's own, so whatever way it ends, the kernel removes everything that it made.
+tmpfs of the child's own, and processes that it starts are in a PID namespace that ends with it: so whatever way
+it ends, the kernel removes everything that it made.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import json
 import os
 import signal
 import sys as python
+import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from netslot.errors import HostError, KernelError, NetslotError
 from netslot.kernel import sys
@@ -41,18 +46,47 @@ def play(act: Callable[[], int]) -> int:
     child = os.fork()
     if child == 0:
         os._exit(_perform(act, parent))
+    return os.waitstatus_to_exitcode(_wait(child))
+
+
+def compute(act: Callable[[], dict[str, Any]]) -> tuple[int, dict[str, Any] | None]:
+    """As :func:`play`, for an ``act`` whose result the caller wants: the exit status, and the result if it is 0.
+
+    The result comes back as JSON, so it should be made of what JSON has.
+    """
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
+
+        def perform() -> int:
+            json.dump(act(), file)
+            file.flush()
+            return 0
+
+        status = play(perform)
+        if status:
+            return status, None
+        file.seek(0)
+        result: dict[str, Any] = json.load(file)
+        return status, result
+
+
+def _wait(child: int) -> int:
     while True:
         try:
-            _, status = os.waitpid(child, 0)
+            return os.waitpid(child, 0)[1]
         except KeyboardInterrupt:
             continue  # the terminal interrupted the child too; its end is what we wait for
-        return os.waitstatus_to_exitcode(status)
 
 
 def _perform(act: Callable[[], int], parent: int) -> int:
     try:
-        _die_with_parent(parent)
-        set_up()
+        _die_with(parent)
+        _unshare()
+        # The PID namespace begins with the next child. A procfs of one's own can be mounted only from inside it.
+        player = os.fork()
+        if player:
+            return os.waitstatus_to_exitcode(_wait(player))
+        _die_with(0)
+        _mount()
         return act()
     except NetslotError as error:
         print(f"netslot: {error}", file=python.stderr)
@@ -70,33 +104,44 @@ def _perform(act: Callable[[], int], parent: int) -> int:
         python.stderr.flush()
 
 
-def _die_with_parent(parent: int) -> None:
+def _die_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends; a parent in another PID namespace shows as 0."""
     libc = ctypes.CDLL(None, use_errno=True)
     sys.check(libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl PR_SET_PDEATHSIG")
     if os.getppid() != parent:  # it died before the call above
         os._exit(1)
 
 
-def set_up() -> None:
-    """Move this process to fresh namespaces with an empty ``/run``. HostError when the kernel refuses."""
-    flags = sys.CLONE_NEWNET | sys.CLONE_NEWNS
+def _unshare() -> None:
+    flags = sys.CLONE_NEWNET | sys.CLONE_NEWNS | sys.CLONE_NEWPID
     mapped = needs_user_namespace()
     uid, gid = os.getuid(), os.getgid()
-    try:
+    with _explained():
         sys.unshare(flags | sys.CLONE_NEWUSER if mapped else flags)
         if mapped:
             _write("/proc/self/setgroups", "deny")
             _write("/proc/self/uid_map", f"0 {uid} 1")
             _write("/proc/self/gid_map", f"0 {gid} 1")
+
+
+def _mount() -> None:
+    with _explained():
         sys.mount("none", "/", "", sys.MS_REC | sys.MS_PRIVATE)
+        sys.mount("proc", "/proc", "proc", sys.MS_NOSUID | sys.MS_NODEV | sys.MS_NOEXEC)
         sys.mount("tmpfs", "/run", "tmpfs", sys.MS_NOSUID | sys.MS_NODEV, "mode=755")
+    os.mkdir("/run/netns")
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
     except (KernelError, OSError) as error:
         raise HostError(
             f"cannot make namespaces to play a host in: {error}",
             hint="run as root, or allow user namespaces (sysctl user.max_user_namespaces, "
             "kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns)",
         ) from error
-    os.mkdir("/run/netns")
 
 
 def _write(path: str, text: str) -> None:

@@ -30,11 +30,6 @@ slots = {{slots}}
 [class.machine.attachment]
 kind = "tap"
 
-[class.process]
-slots = 1
-[class.process.attachment]
-kind = "process"
-
 [class.container]
 slots = 1
 [class.container.attachment]
@@ -52,13 +47,17 @@ def plan_of(spec: HostSpec, number: int, kind: str = "machine") -> SlotPlan:
     return SlotPlan(spec, spec.classes[kind], number, HOST_ID)
 
 
+def may_make_taps() -> bool:
+    return os.access("/dev/net/tun", os.R_OK | os.W_OK)
+
+
 class Yard:
     """Makes slots in the calling :class:`netns.Worker` thread's namespace."""
 
     def __init__(self, slots: int) -> None:
         self.spec = host_spec(slots)
         self.workshop = Workshop()
-        self._empty_kind = "machine" if os.access("/dev/net/tun", os.R_OK | os.W_OK) else "process"
+        self._empty_kind = "machine" if may_make_taps() else "container"
 
     def close(self) -> None:
         self.workshop.close()
@@ -66,7 +65,7 @@ class Yard:
     def build(self, number: int, die: Die, *, with_guest: bool = False) -> None:
         """Make slot ``number`` with the rules of ``die``: with a tap, or with a guest's namespace behind it.
 
-        Where the machine has no /dev/net/tun, as in many containers, slots without a guest get no tap.
+        Where /dev/net/tun cannot be used, as in many containers, every slot is one that a guest can live in.
         """
         plan = plan_of(self.spec, number, "container" if with_guest else self._empty_kind)
         self.workshop.build(plan, Template(rules=(die,), others=()))

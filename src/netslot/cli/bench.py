@@ -49,14 +49,10 @@ def skew_command(
     plan = skew.Plan(slots, shapes or skew.SHAPES, positions=positions, samples=samples)
     if file is not None:
         picture.check_name(file)
-
-    def measure() -> dict[str, Any]:
-        result = skew.measure_skew(plan, say)
-        if file is not None:
-            picture.draw(result, file)
-        return result
-
-    run(context, measure, report.skew_table, as_json)
+    result = measured(context, lambda: skew.measure_skew(plan, say))
+    if file is not None:
+        picture.draw(result, file)
+    show(context, result, report.skew_table, as_json)
 
 
 @bench.command("provision")
@@ -83,7 +79,8 @@ def provision_command(
     netslot bench provision --method netslot --method floor --json
     """
     plan = provision.Plan(slots, methods or provision.METHODS, script_samples=script_samples, cni_slots=cni_slots)
-    run(context, lambda: provision.measure_provision(plan, say), report.provision_table, as_json)
+    result = measured(context, lambda: provision.measure_provision(plan, say))
+    show(context, result, report.provision_table, as_json)
 
 
 def say(text: str) -> None:
@@ -92,20 +89,20 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def run(
+def measured(context: click.Context, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Measure on a stage; where that fails it has said why, and the command ends with its exit status."""
+    status, result = stage.compute(measure)
+    if result is None:
+        context.exit(status)
+    return result
+
+
+def show(
     context: click.Context,
-    measure: Callable[[], dict[str, Any]],
-    show: Callable[[dict[str, Any]], str],
+    result: dict[str, Any],
+    words: Callable[[dict[str, Any]], str],
     as_json: bool,
 ) -> None:
-    """Measure on a stage and print there; end with the stage's exit status."""
-    machine_output = as_json or bool(getattr(context.obj, "json", False))
-
-    def act() -> int:
-        result = measure()
-        print(json.dumps(result, indent=1) if machine_output else show(result))
-        return 0
-
-    status = stage.play(act)
-    if status:
-        context.exit(status)
+    """Print a result for a program or for a person."""
+    wanted = as_json or bool(getattr(context.obj, "json", False))
+    click.echo(json.dumps(result, indent=1) if wanted else words(result))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ import click
 
 from netslot.bench import demo as bench_demo
 from netslot.bench import picture
-from netslot.cli.bench import run
-from netslot.errors import HostError
+from netslot.cli.bench import measured, show
+from netslot.errors import HostError, UsageError
 
 
 @click.command("demo")
@@ -36,19 +37,28 @@ def demo(context: click.Context, slots: int, out: Path, as_json: bool) -> None:
     netslot demo --slots 1000 --out /tmp/demo
     """
 
-    def measure() -> dict[str, Any]:
-        tell(f"Playing a host with {slots:,} tenants in throwaway namespaces; about a minute.")
-        result = bench_demo.measure_demo(slots, tell)
-        tell("")
-        save(result, out)
-        return result
+    make_directory(out)
+    tell(f"Playing a host with {slots:,} tenants in throwaway namespaces; about a minute.")
+    result = measured(context, lambda: bench_demo.measure_demo(slots, tell))
+    tell("")
+    show(context, result, bench_demo.story, as_json)
+    save(result, out)
 
-    run(context, measure, bench_demo.story, as_json)
+
+def make_directory(out: Path) -> None:
+    """Find out before the minute is spent whether the result can be saved."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"cannot make the directory {out}: {error.strerror}", hint="choose another with --out"
+        ) from error
+    if not os.access(out, os.W_OK):
+        raise UsageError(f"cannot write to the directory {out}", hint="choose another with --out")
 
 
 def save(result: dict[str, Any], out: Path) -> None:
     """Write the figures and, where matplotlib is installed, the picture."""
-    out.mkdir(parents=True, exist_ok=True)
     (out / "demo.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     try:
         picture.draw(result, out / "demo.svg")
