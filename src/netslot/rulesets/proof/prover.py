@@ -64,8 +64,11 @@ class Family_:
     after: Side
 
 
-def prove(dump: Dump, places: Places, arrangement: Arrangement) -> Verdict:
-    """Compare the dump with the arrangement for all packets. ``places`` comes from the dump, not the arrangement."""
+def prove(dump: Dump, places: Places, arrangement: Arrangement, enough: int = 5) -> Verdict:
+    """Compare the dump with the arrangement for all packets. ``places`` comes from the dump, not the arrangement.
+
+    Stops after ``enough`` counterexamples.
+    """
     verdict = Verdict(tenants=len(places.tenants))
     verdict.obstacles += _mismatches(dump, places, arrangement)
     if verdict.obstacles:
@@ -80,7 +83,7 @@ def prove(dump: Dump, places: Places, arrangement: Arrangement) -> Verdict:
     verdict.classes = len(players.first)
     verdict.assumptions = places.assumptions([sides.family for sides in families])
     for sides in families:
-        _Prover(sides, players, verdict).run()
+        _Prover(sides, players, verdict).run(enough)
     return verdict
 
 
@@ -135,11 +138,11 @@ class _Prover:
         self._family: Family = sides.family
         self._places = sides.before.places
 
-    def run(self) -> None:
-        """All scenarios; a few counterexamples are enough."""
+    def run(self, enough: int) -> None:
+        """All scenarios, until there are enough counterexamples."""
         self._check_published()
         for way in self._ways():
-            if len(self._verdict.counterexamples) >= 5:
+            if len(self._verdict.counterexamples) >= enough:
                 return
             self._verdict.scenarios += 1
             self._scenario(way)
