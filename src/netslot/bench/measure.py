@@ -24,6 +24,7 @@ from netslot.errors import NetslotError
 from netslot.kernel import netns
 
 _TCP, _UDP = (SERVER, 8080), (SERVER, 7777)
+_DENIED_UDP = (SERVER, 11211)  # the tenants' rules drop this port
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # no TIME_WAIT: thousands of connections share one pair of addresses
 _PATIENCE = struct.pack("ll", 3, 0)
 
@@ -55,14 +56,31 @@ class Client:
         with netns.entered(outside):
             self._listener = socket.create_server(_TCP, backlog=64)
             self._receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            self._denied = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         os.close(outside)
         self._receiver.bind(_UDP)
+        self._denied.bind(_DENIED_UDP)
+        self._denied.setblocking(False)
         for sock in (self._listener, self._receiver):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _PATIENCE)
 
     def close(self) -> None:
         self._listener.close()
         self._receiver.close()
+        self._denied.close()
+
+    def lets_denied_through(self, guest: Guest) -> bool:
+        """Whether a datagram that the tenants' rules forbid reaches the server."""
+        with netns.entered(guest.netns), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _PATIENCE)
+            # The first waits for neighbours to be resolved where that is needed; the second is there when sent.
+            self.udp_round_trip_us(guest)
+            sock.sendto(b"denied", _DENIED_UDP)
+        try:
+            self._denied.recv(64)
+        except BlockingIOError:
+            return False
+        return True
 
     def tcp_connect_us(self, guest: Guest) -> float:
         """The duration of one connect(2)."""

@@ -266,6 +266,9 @@ class _Bench:
         self._time_additions(run)
 
     def _block(self, client: Client, run: _Run, count: int, budget_s: float = _BLOCK_S) -> None:
+        for guest in run.guests:
+            if client.lets_denied_through(guest) != (run.name in ("none", "nat-only")):
+                raise NetslotError(f"shape {run.name}: the rules of tenant {guest.slot} are not in force")
         with _pinned():
             client.block(run.guests, run.samples, count, self._dice, least=_LEAST_SAMPLES, budget_s=budget_s)
 
