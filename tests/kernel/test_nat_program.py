@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Iterator
 
@@ -15,28 +14,24 @@ from netslot.policy.bpf_parts import Nat, Place
 GUEST, SLOT, PEER = "172.16.0.2", "10.201.0.9", "198.51.100.7"
 GUEST6, SLOT6, PEER6 = "fd00:16::2", "fd5c:a7e:10:9::1", "2001:db8::7"
 UNSPEC, SHOT = -1, 2
-VALUES = {"address": SLOT, "address6": SLOT6}
+VALUES = {"slot": "0", "address": SLOT, "address6": SLOT6, "guest_address": GUEST, "guest_address6": GUEST6}
 
 
 @pytest.fixture(scope="module")
 def nat() -> Iterator[Nat]:
-    part = Nat(GUEST, GUEST6)
+    part = Nat([VALUES])
     yield part
     part.close()
 
 
 def run(nat: Nat, hook: int, packet: bytes, *, forwarded: bool = True) -> tuple[int, bytes]:
-    """Stub and body as the kernel runs them one after the other: the stub's cb[] is given to the body."""
+    """A test run cannot set the class id: it is 0, the number of the slot in ``VALUES``."""
     attachments = {a.place: a for a in nat.load(VALUES, {})}
     kind = p.ETH_P_IPV6 if packet[0] >> 4 == 6 else p.ETH_P_IP
     frame = p.ethernet("02:00:00:00:00:01", "02:00:00:00:00:02", kind, packet)
-    cb = p.pack(SLOT) + p.pack(SLOT6)
-    # struct __sk_buff up to cb: ingress_ifindex is its tenth word, cb begins with the thirteenth.
-    context = struct.pack("=12I", *[0] * 9, int(forwarded), 0, 0) + cb
-    result = bpf.prog_test_run(attachments[Place(hook, 21)].program, frame, context=context)
-    for attachment in attachments.values():
-        if attachment.owned:
-            os.close(attachment.program)
+    # ingress_ifindex is the tenth word of struct __sk_buff.
+    context = struct.pack("=10I", *[0] * 9, int(forwarded))
+    result = bpf.prog_test_run(attachments[Place(hook, 20)].program, frame, context=context)
     return result.verdict, result.packet[14:]
 
 

@@ -88,7 +88,7 @@ def _run(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
     prepare_root()
     samples = [_values(number) for number in (1, 77, 5002)]
     dies: dict[str, Die] = {
-        "bpf": bpf.cast(BpfSection(), nat=True, values=samples[0], defaults={}),
+        "bpf": bpf.cast(BpfSection(), nat=True, samples=samples, defaults={}),
         "nftables": nat.cast(samples),
         "conntrack": iptables.cast(_TRACKED, samples=samples, file="bench.rules"),
     }
@@ -122,6 +122,7 @@ def _place(number: int) -> Place:
 
 def _values(number: int) -> Values:
     return {
+        "slot": str(number),
         "uplink_if": "up0",
         "guest_if": "tap0",
         "address": _place(number).address,

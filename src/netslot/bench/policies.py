@@ -355,7 +355,7 @@ class _SharedProgram:
 
 def _bpf_shapes(plan: Plan, say: Callable[[str], None], stack: ExitStack) -> tuple[list[_Run], Client]:
     section = BpfSection(filter=BpfFilter(allow="allow"))
-    die = bpf_policy.cast(section, values=_values(1), defaults={"allow": ["203.0.113.0/24", "198.51.100.0/24"]})
+    die = bpf_policy.cast(section, samples=[_values(1)], defaults={"allow": ["203.0.113.0/24", "198.51.100.0/24"]})
     guests = _populate(plan, die, say)
     runs = [
         _Run(_FilterPerTenant(plan.slots), guests),

@@ -6,7 +6,8 @@
  * ingress: the slot's address becomes the guest's. A packet addressed to the guest directly is dropped:
  *          only the slot's address is valid outside.
  * ICMP errors quote the packet they are about, in the other direction, so the quoted header is translated too.
- * The guest's address is the same in every slot (constants here); the slot's comes in cb[] from its stub.
+ * The guest's address is the same in every slot. The slot's follows from its number, which is the filter's
+ * class id: the one value that an attachment can give to a program that all attachments share.
  */
 #include "packet.h"
 
@@ -14,6 +15,14 @@ char gpl[] SEC("license") = "GPL";
 
 const volatile __u32 guest4;
 const volatile struct in6 guest6;
+
+/* Slot k has the address base + k x step; in the host's byte order, IPv6 as two halves without carry. */
+const volatile __u32 base4;
+const volatile __u32 step4;
+const volatile __u64 base6_upper;
+const volatile __u64 base6_lower;
+const volatile __u64 step6_upper;
+const volatile __u64 step6_lower;
 
 /* One translation: the address `from` becomes `to`; `diff` is what that does to a checksum over them. */
 struct change {
@@ -120,9 +129,14 @@ static __always_inline int fix_quote6(struct __sk_buff *skb, const struct transp
 	return fix_quoted_transport(skb, &t, c->diff, outer->offset + 2, 1);
 }
 
+static __always_inline __u32 slot4(struct __sk_buff *skb)
+{
+	return bpf_htonl(base4 + skb->tc_classid * step4);
+}
+
 static __always_inline int egress4(struct __sk_buff *skb)
 {
-	__u32 guest = guest4, slot = skb->cb[0];
+	__u32 guest = guest4, slot = slot4(skb);
 	struct transport t;
 	struct ipv4 ip;
 	__s64 diff;
@@ -145,7 +159,7 @@ static __always_inline int egress4(struct __sk_buff *skb)
 
 static __always_inline int ingress4(struct __sk_buff *skb)
 {
-	__u32 guest = guest4, slot = skb->cb[0];
+	__u32 guest = guest4, slot = slot4(skb);
 	struct transport t;
 	struct ipv4 ip;
 	__s64 diff;
@@ -168,7 +182,10 @@ static __always_inline int ingress4(struct __sk_buff *skb)
 static __always_inline void load_change(struct __sk_buff *skb, struct change *c, int egress)
 {
 	struct in6 guest = {{guest6.word[0], guest6.word[1], guest6.word[2], guest6.word[3]}};
-	struct in6 slot = {{skb->cb[1], skb->cb[2], skb->cb[3], skb->cb[4]}};
+	__u64 number = skb->tc_classid;
+	__u64 upper = bpf_cpu_to_be64(base6_upper + number * step6_upper);
+	__u64 lower = bpf_cpu_to_be64(base6_lower + number * step6_lower);
+	struct in6 slot = {{upper, upper >> 32, lower, lower >> 32}};
 
 	c->from = egress ? guest : slot;
 	c->to = egress ? slot : guest;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from netslot.errors import SpecError
 from netslot.host import links
 from netslot.host.plan import SlotPlan
 from netslot.host.slots import Template, Workshop
@@ -25,17 +26,14 @@ def cast(spec: HostSpec, of: ClassSpec, host_id: str) -> Template:
     samples = [spec.values(number, of.name) for number in _spread(spec)]
     first, defaults = samples[0], sample.defaults
     before: list[Die] = []
-    if of.rules is not None:
-        before.append(_rules(of, samples, defaults))
-    if of.nat.kind == "nftables":
-        before.append(nat.cast(samples))
+    before += _rules(of, samples, defaults)
     after: list[Die] = []
     if of.cgroup is not None:
         after.append(cgroup.cast(of.cgroup, values=first))
     if of.bpf is not None or of.nat.kind == "bpf":
         section = of.bpf or BpfSection()
         stateless = of.nat.kind == "bpf"
-        after.append(bpf.cast(section, nat=stateless, values=first, defaults=defaults, directory=spec.file.parent))
+        after.append(bpf.cast(section, nat=stateless, samples=samples, defaults=defaults, directory=spec.file.parent))
     if of.routes is not None:
         after.append(routes.cast(of.routes, values=first, defaults=defaults))
     if of.rates is not None:
@@ -49,15 +47,47 @@ def _spread(spec: HostSpec) -> list[int]:
     return sorted({1, min(2, last), last // 3 or 1, last})
 
 
-def _rules(of: ClassSpec, samples: Sequence[Values], defaults: Parameters) -> Die:
+def _rules(of: ClassSpec, samples: Sequence[Values], defaults: Parameters) -> list[Die]:
+    """The dies of the slot's rule files, and of the rules that its NAT and rates bring with them.
+
+    All nf_tables rules of a slot are one die's, which takes every other table in the namespace for drift.
+    """
+    text, backend = _own_nft_text(of, samples[0]), of.rules.backend if of.rules else None
+    if text and backend == "iptables-nft":
+        hint = 'use backend = "nftables" or "iptables-legacy"'
+        raise SpecError(
+            "rates and NAT by nftables cannot be beside rules by iptables-nft", key="rules.backend", hint=hint
+        )
+    dies: list[Die] = []
+    if of.rules is not None and backend == "nftables" and of.rules.nft is not None:
+        dies.append(_nftables(of, of.rules.nft.text + text, samples, defaults, of.rules.nft.name))
+    elif text:
+        dies.append(_nftables(of, text, samples, defaults, "[rates] and [nat]"))
+    if of.rules is not None and backend != "nftables":
+        dies.append(_iptables(of, samples, defaults))
+    return dies
+
+
+def _own_nft_text(of: ClassSpec, values: Values) -> str:
+    text = nat.nft_text(ipv6="guest_address6" in values) if of.nat.kind == "nftables" else ""
+    return text + (rates.nft_text(of.rates, inner="guest_if" in values) if of.rates is not None else "")
+
+
+def _nftables(of: ClassSpec, text: str, samples: Sequence[Values], defaults: Parameters, file: str) -> Die:
+    scalars = [name for name, parameter in of.parameters.items() if not parameter.is_list]
+    lists = of.lists if of.rules is not None and of.rules.backend == "nftables" else {}
+    if of.rates is None:
+        return nftables.cast(text, samples=samples, lists=lists, defaults=defaults, scalars=scalars, file=file)
+    samples = [{**values, **rates.numbers(of.rates, values)} for values in samples]
+    scalars += rates.bindable(of.rates)
+    die = nftables.cast(text, samples=samples, lists=lists, defaults=defaults, scalars=scalars, file=file)
+    return rates.WithNumbers(die, of.rates)
+
+
+def _iptables(of: ClassSpec, samples: Sequence[Values], defaults: Parameters) -> Die:
     assert of.rules is not None
     scalars = [name for name, parameter in of.parameters.items() if not parameter.is_list]
     lists, rules = of.lists, of.rules
-    if rules.backend == "nftables":
-        assert rules.nft is not None
-        return nftables.cast(
-            rules.nft.text, samples=samples, lists=lists, defaults=defaults, scalars=scalars, file=rules.nft.name
-        )
     compile_rules = iptables.cast if rules.backend == "iptables-legacy" else nftables.cast_iptables
     return compile_rules(
         rules.ipv4.text if rules.ipv4 else "",

@@ -31,7 +31,7 @@ EGRESS: Final = 0xFFFFFFF3
 """Packets that its namespace sends through the link."""
 
 _ETH_P_ALL = 0x0300  # in network byte order
-_BPF_FD, _BPF_NAME, _BPF_FLAGS, _BPF_TAG, _BPF_ID = 6, 7, 8, 10, 11
+_BPF_CLASSID, _BPF_FD, _BPF_NAME, _BPF_FLAGS, _BPF_TAG, _BPF_ID = 3, 6, 7, 8, 10, 11
 _BPF_DIRECT_ACTION = 1
 
 _TBF_PARMS, _TBF_RATE64, _TBF_BURST = 1, 4, 6
@@ -48,6 +48,7 @@ class Filter(NamedTuple):
     name: str
     tag: bytes
     program: int
+    number: int
 
 
 class Queue(NamedTuple):
@@ -74,17 +75,21 @@ def del_clsact(link: int) -> Request:
     return Request(_DELQDISC, 0, payload, f"tc qdisc del clsact on link {link}", (errno.EINVAL, errno.ENOENT))
 
 
-def set_filter(link: int, hook: int, priority: int, program: int, name: str, *, handle: int = 1) -> Request:
+def set_filter(
+    link: int, hook: int, priority: int, program: int, name: str, *, number: int = 0, handle: int = 1
+) -> Request:
     """Attach a program (descriptor) in direct-action mode, or put it in the place of the one at ``priority``.
 
     Replacing is atomic: each packet meets the old program or the new one. Filters run in the order of their
-    priorities, until one gives a verdict other than TC_ACT_UNSPEC.
+    priorities, until one gives a verdict other than TC_ACT_UNSPEC. ``number`` is the filter's class id, which
+    the program can read as ``tc_classid`` (cls_bpf sets it before each run): a constant of this attachment's own.
     """
     options = netlink.nested(
         _TCA_OPTIONS,
         netlink.attr_u32(_BPF_FD, program),
         netlink.attr_str(_BPF_NAME, name),
         netlink.attr_u32(_BPF_FLAGS, _BPF_DIRECT_ACTION),
+        netlink.attr_u32(_BPF_CLASSID, number),
     )
     head = _TCMSG.pack(0, link, handle, hook, priority << 16 | _ETH_P_ALL)
     payload = head + netlink.attr_str(_TCA_KIND, "bpf") + options
@@ -118,7 +123,8 @@ def filters(socket: netlink.Socket, link: int) -> list[Filter]:
             kind = attributes[_TCA_KIND].rstrip(b"\0").decode()
             name = options.get(_BPF_NAME, b"").rstrip(b"\0").decode() or kind
             number = struct.unpack("=I", options[_BPF_ID])[0] if _BPF_ID in options else 0
-            found.append(Filter(hook, info >> 16, handle, name, options.get(_BPF_TAG, b""), number))
+            given = struct.unpack("=I", options.get(_BPF_CLASSID, bytes(4)))[0]
+            found.append(Filter(hook, info >> 16, handle, name, options.get(_BPF_TAG, b""), number, given))
     return sorted(found)
 
 

@@ -19,7 +19,7 @@ from netslot.errors import SpecError
 from netslot.kernel import netlink, tc
 from netslot.policy import bpf_parts
 from netslot.policy.base import Difference, Parameters, Values
-from netslot.policy.bpf_parts import Attachment, Counters, Filter, Nat, Part, Place, Traffic
+from netslot.policy.bpf_parts import Attachment, Counters, Filter, Identity, Nat, Part, Place, Traffic
 from netslot.policy.bpf_user import UserPrograms
 from netslot.spec.policies import BpfSection
 
@@ -27,13 +27,19 @@ __all__ = ["BpfDie", "Traffic", "cast"]
 
 
 def cast(
-    section: BpfSection, *, nat: bool = False, values: Values, defaults: Parameters, directory: Path = Path()
+    section: BpfSection,
+    *,
+    nat: bool = False,
+    samples: Sequence[Values],
+    defaults: Parameters,
+    directory: Path = Path(),
 ) -> BpfDie:
     """Load what all slots share and check the rest.
 
-    ``nat`` asks for the stateless NAT between ``values["guest_address"]`` (and ``guest_address6``), the same in
-    every slot, and each slot's ``address`` (and ``address6``). ``values`` are any one slot's; ``defaults`` is what
-    ``stamp`` binds; paths of object files are relative to ``directory``.
+    ``nat`` asks for the stateless NAT between ``guest_address`` (and ``guest_address6``), the same in every slot,
+    and each slot's ``address`` (and ``address6``), which must follow from its number ``slot`` in even steps.
+    ``samples`` are the values of one or more slots, best the first, the last and some between; ``defaults`` is
+    what ``stamp`` binds; paths of object files are relative to ``directory``.
     Raises SpecError for what does not fit, KernelError when the verifier refuses a program.
     """
     parts: list[Part] = []
@@ -41,13 +47,13 @@ def cast(
         parts.append(Counters())
     if section.filter is not None:
         parts.append(Filter(section.filter, defaults))
-    user = UserPrograms(section.programs, directory, values, defaults) if section.programs else None
+    user = UserPrograms(section.programs, directory, samples[0], defaults) if section.programs else None
     if user is not None:
         parts.append(user)
     if nat:
-        if "guest_address" not in values:
+        if not samples[0].get("guest_address"):
             raise SpecError("NAT needs a guest's address behind the slot", key="nat.kind")
-        parts.append(Nat(values["guest_address"], values.get("guest_address6", "")))
+        parts.append(Nat(samples))
     return BpfDie(parts, user, defaults)
 
 
@@ -95,19 +101,22 @@ class BpfDie:
             found = _attached(sock, socket.if_nametoindex(values["uplink_if"]))
         differences: list[Difference] = []
         wanted = {place: tag for part in self._parts for place, tag in part.tags(values).items()}
-        for place, (name, tag) in wanted.items():
+        for place, identity in wanted.items():
             attached = found.get(place)
             where = f"bpf {values['uplink_if']} {place}"
             if attached is None:
-                differences.append(Difference(where, f"program {name} is missing"))
-            elif (attached.name, attached.tag) != (name, tag):
-                differences.append(Difference(where, f"program {name} is another one ({attached.name})"))
+                differences.append(Difference(where, f"program {identity.name} is missing"))
+            elif (attached.name, attached.tag) != identity[:2]:
+                differences.append(Difference(where, f"program {identity.name} is another one ({attached.name})"))
+            elif attached.number != identity.number:
+                what = f"program {identity.name} works for slot {attached.number}, not {identity.number}"
+                differences.append(Difference(where, what))
         for place in found.keys() - wanted.keys():
             if place.priority not in bpf_parts.FOREIGN:
                 where = f"bpf {values['uplink_if']} {place}"
                 differences.append(Difference(where, f"program {found[place].name} is not the slot's"))
         intact = {
-            place: attached for place, attached in found.items() if attached.tag == wanted.get(place, ("", b""))[1]
+            place: attached for place, attached in found.items() if attached.tag == wanted.get(place, _NOBODY).tag
         }
         for part in self._parts:
             differences += part.content(values, parameters, intact)
@@ -128,8 +137,13 @@ class BpfDie:
             return Counters.read(_attached(sock, socket.if_nametoindex(values["uplink_if"])))
 
 
+_NOBODY = Identity("", b"")
+
+
 def _requests(link: int, attachments: Sequence[Attachment]) -> list[netlink.Request]:
-    return [tc.set_filter(link, a.place.hook, a.place.priority, a.program, a.name) for a in attachments]
+    return [
+        tc.set_filter(link, a.place.hook, a.place.priority, a.program, a.name, number=a.number) for a in attachments
+    ]
 
 
 def _attached(sock: netlink.Socket, link: int) -> dict[Place, tc.Filter]:

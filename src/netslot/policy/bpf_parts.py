@@ -25,12 +25,9 @@ from netslot.spec.policies import BpfFilter
 
 _OBJECTS = Path(__file__).parent.parent / "bpf"
 _FIRST, _PARSE, _FILTER4, _FILTER6, USER_EGRESS = 1, 2, 3, 4, 10
-_STUB, _NAT, USER_INGRESS, _LAST = 20, 21, 30, 60
+_NAT, USER_INGRESS, _LAST = 20, 30, 60
 FOREIGN: Final = range(25, 30)
 """Priorities on the uplink that belong to other policies."""
-
-_CB = 48
-"""offsetof(struct __sk_buff, cb), linux/bpf.h."""
 
 PROTOCOLS: Final = {"icmp": 1, "tcp": 6, "udp": 17, "dccp": 33, "gre": 47, "esp": 50, "icmpv6": 58, "sctp": 132}
 
@@ -52,6 +49,16 @@ class Attachment(NamedTuple):
     name: str
     program: int
     owned: bool
+    number: int = 0
+    """The slot's number, for programs that ask for it."""
+
+
+class Identity(NamedTuple):
+    """By what an attached program is known; ``tag`` is the kernel's digest of its instructions."""
+
+    name: str
+    tag: bytes
+    number: int = 0
 
 
 class Part(Protocol):
@@ -63,8 +70,8 @@ class Part(Protocol):
     def rebind(self, values: Values, parameters: Parameters) -> list[Attachment]:
         """The programs that must take their predecessors' places when ``parameters`` change."""
 
-    def tags(self, values: Values) -> dict[Place, tuple[str, bytes]]:
-        """Name and kernel's tag of each program, as they should be."""
+    def tags(self, values: Values) -> dict[Place, Identity]:
+        """What each program should be."""
 
     def content(self, values: Values, parameters: Parameters, found: Mapping[Place, tc.Filter]) -> list[Difference]:
         """What the maps of the programs found hold otherwise than they should."""
@@ -126,15 +133,22 @@ def close_all(descriptors: Sequence[int]) -> None:
 
 
 class Nat:
-    """One-to-one NAT: the bodies are the same programs in all slots, a stub of 12 instructions tells them whose.
+    """One-to-one NAT: two programs, the same in all slots; an attachment gives them the slot's number.
 
-    The stub writes the slot's addresses, as constants, into the packet's scratch space (cb); see
-    docs/decisions/0050-bpf-stub-and-body.md for what that saves.
+    From the number follows the slot's address, by the spec's plan of addresses; see
+    docs/decisions/0050-bpf-one-program-many-slots.md.
     """
 
-    def __init__(self, guest4: str, guest6: str) -> None:
+    def __init__(self, samples: Sequence[Values]) -> None:
         source = built_in("nat")
-        constants = {"guest4": _address(guest4, socket.AF_INET), "guest6": _address(guest6, socket.AF_INET6)}
+        first, last = samples[0], samples[-1]
+        self._plan = _AddressPlan.of(first, last)
+        for sample in samples:
+            self._plan.check(sample)
+        constants = self._plan.constants() | {
+            "guest4": _packed(first["guest_address"], socket.AF_INET),
+            "guest6": _packed(first.get("guest_address6", ""), socket.AF_INET6),
+        }
         data = constant_map(".rodata", source.data(".rodata", constants))
         try:
             self._bodies = {
@@ -146,25 +160,15 @@ class Nat:
         self._tags = {place: bpf.prog_info(fd).tag for place, fd in self._bodies.items()}
 
     def load(self, values: Values, parameters: Parameters) -> list[Attachment]:
-        stub = self._stub(values)
-        bodies = [Attachment(place, "netslot/nat", fd, False) for place, fd in self._bodies.items()]
-        return [
-            Attachment(Place(tc.EGRESS, _STUB), "netslot/slot", stub, True),
-            Attachment(Place(tc.INGRESS, _STUB), "netslot/slot", os.dup(stub), True),
-            *bodies,
-        ]
+        number = self._plan.check(values)
+        return [Attachment(place, "netslot/nat", fd, False, number) for place, fd in self._bodies.items()]
 
     def rebind(self, values: Values, parameters: Parameters) -> list[Attachment]:
         return []
 
-    def tags(self, values: Values) -> dict[Place, tuple[str, bytes]]:
-        stub = self._stub(values)
-        try:
-            tag = bpf.prog_info(stub).tag
-        finally:
-            os.close(stub)
-        stubs = {Place(hook, _STUB): ("netslot/slot", tag) for hook in (tc.EGRESS, tc.INGRESS)}
-        return stubs | {place: ("netslot/nat", body) for place, body in self._tags.items()}
+    def tags(self, values: Values) -> dict[Place, Identity]:
+        number = int(values.get("slot", 0))
+        return {place: Identity("netslot/nat", tag, number) for place, tag in self._tags.items()}
 
     def content(self, values: Values, parameters: Parameters, found: Mapping[Place, tc.Filter]) -> list[Difference]:
         return []
@@ -173,18 +177,49 @@ class Nat:
         close_all(list(self._bodies.values()))
         self._bodies = {}
 
-    @staticmethod
-    def _stub(values: Values) -> int:
-        own = _address(values["address"], socket.AF_INET) + _address(values.get("address6", ""), socket.AF_INET6)
-        code = bytearray()
-        for index, word in enumerate(struct.unpack("=5i", own)):
-            code += struct.pack("=BBhi", 0xB4, 2, 0, word)  # w2 = word
-            code += struct.pack("=BBhi", 0x63, 0x21, _CB + 4 * index, 0)  # skb->cb[index] = w2
-        code += struct.pack("=BBhiBBhi", 0xB4, 0, 0, -1, 0x95, 0, 0, 0)  # return TC_ACT_UNSPEC
-        return bpf.prog_load(bpf.PROG_TYPE_SCHED_CLS, bytes(code), "GPL", name="ns_slot")
+
+@dataclass(frozen=True, slots=True)
+class _AddressPlan:
+    """Slot k has base + k x step: in IPv4, and in the two halves of an IPv6 address."""
+
+    base: tuple[int, int, int]
+    step: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, first: Values, last: Values) -> _AddressPlan:
+        """The plan that two slots' values lie on; a step of 0 when they are one slot."""
+        start, end = int(first.get("slot", 0)), int(last.get("slot", 0))
+        distance = (end - start) or 1
+        pairs = list(zip(_numbers(first), _numbers(last), strict=True))
+        step = [(b - a) // distance for a, b in pairs]
+        base = [a - start * each for (a, _), each in zip(pairs, step, strict=True)]
+        return cls((base[0], base[1], base[2]), (step[0], step[1], step[2]))
+
+    def check(self, values: Values) -> int:
+        """The slot's number; SpecError when its addresses are not what the plan says."""
+        number = int(values.get("slot", 0))
+        if tuple(base + number * step for base, step in zip(self.base, self.step, strict=True)) != _numbers(values):
+            hint = 'BPF NAT needs addresses that follow from the slot\'s number; use nat.kind = "nftables"'
+            raise SpecError(f"slot {number} has address {values['address']}, off the plan", key="nat.kind", hint=hint)
+        return number
+
+    def constants(self) -> dict[str, bytes]:
+        names = (("base4", "=I"), ("base6_upper", "=Q"), ("base6_lower", "=Q"))
+        found: dict[str, bytes] = {}
+        for (name, form), base, step in zip(names, self.base, self.step, strict=True):
+            mask = 0xFFFFFFFF if form == "=I" else 0xFFFFFFFFFFFFFFFF
+            found[name] = struct.pack(form, base & mask)
+            found[name.replace("base", "step")] = struct.pack(form, step & mask)
+        return found
 
 
-def _address(text: str, family: int) -> bytes:
+def _numbers(values: Values) -> tuple[int, int, int]:
+    four = int.from_bytes(_packed(values["address"], socket.AF_INET), "big")
+    upper, lower = struct.unpack(">QQ", _packed(values.get("address6", ""), socket.AF_INET6))
+    return four, upper, lower
+
+
+def _packed(text: str, family: int) -> bytes:
     """Packed; all zero for none, which no packet has as its source and no slot as its own."""
     return socket.inet_pton(family, text.partition("/")[0] or ("::" if family == socket.AF_INET6 else "0.0.0.0"))
 
@@ -201,7 +236,7 @@ class Filter:
             Attachment(Place(tc.EGRESS, _PARSE), "netslot/parse", load_program(parse, "parse_egress", {}), False)
         ]
         self._shared += [attachment._replace(owned=False) for attachment in self._programs(self._defaults, (4, 6))]
-        self._tags = {a.place: (a.name, bpf.prog_info(a.program).tag) for a in self._shared}
+        self._tags = {a.place: Identity(a.name, bpf.prog_info(a.program).tag) for a in self._shared}
 
     def load(self, values: Values, parameters: Parameters) -> list[Attachment]:
         return [self._shared[0], *self.rebind(values, parameters)]
@@ -212,7 +247,7 @@ class Filter:
         same = [self._shared[1 if v == 4 else 2] for v in (4, 6) if v not in changed]
         return same + self._programs(lists, changed)
 
-    def tags(self, values: Values) -> dict[Place, tuple[str, bytes]]:
+    def tags(self, values: Values) -> dict[Place, Identity]:
         return self._tags
 
     def content(self, values: Values, parameters: Parameters, found: Mapping[Place, tc.Filter]) -> list[Difference]:
@@ -340,7 +375,7 @@ class Counters:
     def __init__(self) -> None:
         self._source = built_in("count")
         sample = self.load({}, {})
-        self._tags = {a.place: (a.name, bpf.prog_info(a.program).tag) for a in sample}
+        self._tags = {a.place: Identity(a.name, bpf.prog_info(a.program).tag) for a in sample}
         close_all([attachment.program for attachment in sample])
 
     def load(self, values: Values, parameters: Parameters) -> list[Attachment]:
@@ -360,7 +395,7 @@ class Counters:
     def rebind(self, values: Values, parameters: Parameters) -> list[Attachment]:
         return []
 
-    def tags(self, values: Values) -> dict[Place, tuple[str, bytes]]:
+    def tags(self, values: Values) -> dict[Place, Identity]:
         return self._tags
 
     def content(self, values: Values, parameters: Parameters, found: Mapping[Place, tc.Filter]) -> list[Difference]:

@@ -19,7 +19,7 @@ from netslot.errors import KernelError, SpecError
 from netslot.kernel import bpf, cgroupfs, elf, netlink, tc
 from netslot.policy import bpf_parts
 from netslot.policy.base import Difference, Parameters, Values
-from netslot.policy.bpf_parts import Attachment, Place
+from netslot.policy.bpf_parts import Attachment, Identity, Place
 from netslot.spec.policies import BpfProgram
 from netslot.spec.render import render, variables_in
 
@@ -139,9 +139,9 @@ class UserPrograms:
                         os.close(fd)
         return []
 
-    def tags(self, values: Values) -> dict[Place, tuple[str, bytes]]:
+    def tags(self, values: Values) -> dict[Place, Identity]:
         return {
-            self._place(index): (self._name(source), self._tags[index])
+            self._place(index): Identity(self._name(source), self._tags[index])
             for index, source in enumerate(self._sources)
             if source.section.hook not in CGROUP_HOOKS
         }

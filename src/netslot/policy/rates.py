@@ -2,8 +2,9 @@
 
 Bandwidth is shaped by a token bucket queue on the link that sends: towards the outside the uplink, towards the
 workload its inner link. A workload that lives in the slot itself has no inner link, so what comes to it is
-dropped above the limit instead of queued. Packets and connections are limited by a small nf_tables table; all
-limits are per slot because the link, the table and connection tracking's count are.
+dropped above the limit instead of queued. Packets and connections are limited by a small nf_tables table, which is
+one with the slot's other nf_tables rules: of these a slot has one die. All limits are per slot because the link, the
+table and connection tracking's count are.
 """
 
 from __future__ import annotations
@@ -12,9 +13,7 @@ import socket
 from dataclasses import dataclass
 
 from netslot.kernel import netlink, tc
-from netslot.policy import nftables
-from netslot.policy.base import Difference, Parameters, Values
-from netslot.policy.nftables import NftablesDie
+from netslot.policy.base import Die, Difference, Parameters, Values
 from netslot.spec.policies import Quantity, Rate, RatesSection, quantity
 from netslot.spec.render import render
 
@@ -28,24 +27,14 @@ _QUEUE_SECONDS = 0.05
 
 
 def cast(section: RatesSection, *, values: Values) -> RatesDie:
-    """Check a template by working it out for one slot. SpecError for a value that is none."""
-    inner = bool(values.get("guest_if"))
-    text = nft_text(section, inner=inner)
-    rules = None
-    if text:
-        own = numbers(section, values)
-        # All numbers differ between the samples, so that each can be bound to another value later.
-        samples = [
-            {**values, **{key: str(int(number) + step) for key, number in own.items()}} for step in (0, 7, 256)
-        ]
-        rules = nftables.cast(text, samples, file=TABLE)
-    die = RatesDie(section, inner, rules)
+    """The token buckets of a template, checked by working them out for one slot. SpecError for a value that is none.
+
+    Limits of packets and connections are rules: :func:`nft_text`, for which :func:`numbers` has the values.
+    """
+    die = RatesDie(section, bool(values.get("guest_if")))
     die.queues(values)
+    numbers(section, values)
     return die
-
-
-def _moved(own: Values, step: int) -> dict[str, str]:
-    return {key: str(int(number) + step) for key, number in own.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,30 +49,26 @@ class _Shape:
 
 @dataclass(frozen=True, slots=True)
 class RatesDie:
-    """Limits that can be put on any number of slots; see :class:`netslot.policy.base.Die`."""
+    """Token buckets that can be put on any slot's links; see :class:`netslot.policy.base.Die`."""
 
     section: RatesSection
     inner: bool
-    table: NftablesDie | None
 
     @property
     def rules(self) -> int:
-        return self.table.rules if self.table else 0
+        """Queues do not count as rules."""
+        return 0
 
     @property
     def fallback(self) -> str | None:
-        return self.table.fallback if self.table else None
+        return None
 
     def stamp(self, values: Values) -> None:
         self._set_queues(values)
-        if self.table:
-            self.table.stamp({**values, **numbers(self.section, values)})
 
     def bind(self, values: Values, parameters: Parameters) -> None:
-        """Change limits in place: queues keep their packets, and connections that are open stay."""
+        """Change rates in place: queues keep their packets."""
         self._set_queues(values)
-        if self.table:
-            self.table.bind({**values, **numbers(self.section, values)}, {})
 
     def read(self, values: Values, parameters: Parameters) -> list[Difference]:
         differences: list[Difference] = []
@@ -95,19 +80,13 @@ class RatesDie:
                 elif present[0].rate != shape.rate:
                     what = f"{present[0].rate * 8} bits a second, not {shape.rate * 8}"
                     differences.append(Difference(f"rates {shape.link}", what))
-        if self.table:
-            differences += self.table.read({**values, **numbers(self.section, values)}, {})
         return differences
 
     def reset(self, values: Values) -> None:
-        """As after a stamp: full buckets, empty queues, nothing counted."""
+        """As after a stamp: full buckets, empty queues. A bucket that is only changed keeps its debt."""
         with netlink.Socket() as sock:
-            shaped = self.queues(values)
-            # A bucket that is only changed keeps its debt.
-            sock.execute([tc.del_root_queue(socket.if_nametoindex(shape.link)) for shape in shaped])
+            sock.execute([tc.del_root_queue(socket.if_nametoindex(shape.link)) for shape in self.queues(values)])
         self._set_queues(values)
-        if self.table:
-            self.table.reset({**values, **numbers(self.section, values)})
 
     def queues(self, values: Values) -> list[_Shape]:
         """The token buckets of one slot."""
@@ -168,6 +147,54 @@ def numbers(section: RatesSection, values: Values) -> dict[str, str]:
         size, burst = _bandwidth(section.ingress, values, "ingress")
         found |= {"rates_ingress_bytes": size, "rates_ingress_bytes_burst": burst}
     return {key: str(number) for key, number in found.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class WithNumbers:
+    """A die whose rules include :func:`nft_text`: gives it the numbers beside the slot's own values."""
+
+    die: Die
+    section: RatesSection
+
+    @property
+    def rules(self) -> int:
+        return self.die.rules
+
+    @property
+    def fallback(self) -> str | None:
+        return self.die.fallback
+
+    def stamp(self, values: Values) -> None:
+        self.die.stamp(self._with(values))
+
+    def bind(self, values: Values, parameters: Parameters) -> None:
+        self.die.bind(self._with(values), parameters)
+
+    def read(self, values: Values, parameters: Parameters) -> list[Difference]:
+        return self.die.read(self._with(values), parameters)
+
+    def reset(self, values: Values) -> None:
+        self.die.reset(self._with(values))
+
+    def _with(self, values: Values) -> dict[str, str]:
+        return {**values, **numbers(self.section, values)}
+
+
+def bindable(section: RatesSection) -> list[str]:
+    """The variables of :func:`nft_text` that a lease's parameters can change."""
+    limits = (section.egress, section.ingress)
+    rates = [rate for limit in limits for rate in (limit.bandwidth, limit.burst, limit.packets, limit.packet_burst)]
+    connections = [section.new_connections, section.new_connections_burst, section.connections]
+    if not any(isinstance(value, str) and "${" in value for value in rates + connections):
+        return []
+    return [name for name in _VARIABLES if f"${{{name}}}" in nft_text(section, inner=False)]
+
+
+_VARIABLES = tuple(
+    f"rates_{name}{suffix}"
+    for name in ("egress_packets", "ingress_packets", "ingress_bytes", "new_connections", "connections")
+    for suffix in ("", "_burst")
+)
 
 
 def nft_text(section: RatesSection, *, inner: bool) -> str:
