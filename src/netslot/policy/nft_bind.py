@@ -7,13 +7,16 @@ transaction as well: no packet meets less than a whole ruleset, and connection t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeAlias
 
 from netslot.kernel import nf_attrs as attrs
 from netslot.kernel import nf_tables as nf
 from netslot.kernel.netlink import NLA_TYPE_MASK, attr_str
 from netslot.kernel.nf_attrs import CHAIN, ELEMENT, FLOWTABLE, OBJECT, RULE, SET, TABLE, Node
 from netslot.kernel.nf_tables import Command
+from netslot.policy.base import Values
+from netslot.policy.nft_lists import CIDRS, END_FLAG, ListSet
 from netslot.policy.nft_state import by_chain, element_list, masked, masked_rule, split_elements
 from netslot.policy.nft_template import (
     BINDING_PREFIX,
@@ -35,24 +38,53 @@ commit: replacing 1,000 networks by 1,000 others took 17 ms, a new set with them
 """
 
 
-def list_changes(sock: nf.Socket, item: Item, chunks: Sequence[bytes]) -> list[Command] | None:
-    """The messages that turn a set's elements into those in ``chunks``; None when that is better done anew."""
+def list_changes(
+    sock: nf.Socket, entry: ListSet, item: Item, entries: Sequence[str], values: Values
+) -> list[Command] | None:
+    """The messages that make the slot's set ``item`` hold ``entries``; None when that is better done anew."""
     data = sock.dump_bytes(nf.GETSETELEM, item.family, elements_request(item), f"{item.place}: list {item.name}")
     actual = element_list(data)
     if not actual:
-        return [list_command(item, chunk) for chunk in chunks]
-    wanted = b"".join(chunks)
-    if actual == wanted:
+        return [list_command(item, chunk) for chunk in entry.chunks(entries, values)]
+    if actual == entry.dumped(entries, values):
         return []
-    old, new_ones = list(split_elements(actual)), list(split_elements(wanted))
-    gone = set(old) - set(new_ones)
+    old = list(split_elements(actual))
+    fresh = [element for chunk in entry.chunks(entries, values) for element in split_elements(chunk)]
+    if entry.kind == CIDRS:
+        return _difference(item, _intervals(old[::-1]), _intervals(fresh))
+    return _difference(item, dict.fromkeys((e,) for e in old), dict.fromkeys((e,) for e in fresh))
+
+
+_Units: TypeAlias = dict[tuple[bytes, ...], None]
+"""Elements that come and go together, in order."""
+
+
+def _difference(item: Item, old: _Units, fresh: _Units) -> list[Command] | None:
+    gone = [unit for unit in old if unit not in fresh]
     if len(gone) > LARGEST_DELETION:
         return None
-    kept = set(old) - gone
+    added = [unit for unit in fresh if unit not in old]
     return [
-        *element_commands(item, (element for element in old if element in gone), nf.DELSETELEM),
-        *element_commands(item, (element for element in new_ones if element not in kept)),
+        *element_commands(item, (element for unit in gone for element in unit), nf.DELSETELEM),
+        *element_commands(item, (element for unit in added for element in unit)),
     ]
+
+
+def _intervals(elements: Iterable[bytes]) -> _Units:
+    """Each start with its end, from the lowest up: the kernel refuses to part them, or to take the end first."""
+    found: _Units = {}
+    start: bytes | None = None
+    for element in elements:
+        if element.endswith(END_FLAG):
+            found[(element,) if start is None else (start, element)] = None
+            start = None
+        else:
+            if start is not None:
+                found[start,] = None
+            start = element
+    if start is not None:
+        found[start,] = None
+    return found
 
 
 def scalar_changes(

@@ -1,8 +1,8 @@
 """List parameters of an nftables template: sets of CIDRs and maps of published ports, as set elements.
 
 The user declares the set or map, empty, under the parameter's name (``NAME``, and ``NAME6`` for IPv6). Which
-bytes an element has follows from the declared types. Elements are written as the kernel dumps them, in the
-order in which it dumps them where there is one, so that reading back is a comparison of bytes.
+bytes an element has follows from the declared types. Elements can also be written as the kernel dumps them, so
+that reading back is a comparison of bytes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ _FIELD_SIZE = {_IPV4: 4, _IPV6: 16, _PROTOCOL: 1, _SERVICE: 2}
 _TYPE_BITS = 6
 
 _PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
-_END_FLAG = attr(attrs.ELEM_FLAGS, struct.pack(">I", attrs.ELEM_INTERVAL_END))
+END_FLAG = attr(attrs.ELEM_FLAGS, struct.pack(">I", attrs.ELEM_INTERVAL_END))
+"""How an encoded element ends that is the end of an interval."""
+
 # nft's own mark for an interval that ends with the last address (NFTNL_UDATA_SET_ELEM_FLAGS, INTERVAL_OPEN).
 _OPEN = attr(6, struct.pack("=BBI", 1, 4, 1))
 _KEY_OFFSET = 12  # of the key's bytes in an element: three attribute headers
@@ -46,13 +48,26 @@ class ListSet:
     index: int
     """The set's place among the template's sets."""
 
+    @property
+    def version(self) -> int:
+        """The IP version of a set of networks."""
+        return 4 if attrs.number(self.item.nodes, attrs.SET_KEY_LEN) == 4 else 6
+
     def chunks(self, entries: Sequence[str], values: Values) -> list[bytes]:
         """The elements for ``entries``, encoded, in pieces that fit one message each. UsageError for a bad entry."""
         if self.kind == CIDRS:
-            version = 4 if attrs.number(self.item.nodes, attrs.SET_KEY_LEN) == 4 else 6
-            own = [entry for entry in entries if (":" in entry) == (version == 6)]
-            return interval_chunks(intervals(own, version), version)
+            return interval_chunks(*self._intervals(entries), self.version)
         return list(_packed(self._port_elements(entries, values)))
+
+    def dumped(self, entries: Sequence[str], values: Values) -> bytes:
+        """The same elements as the kernel dumps them: intervals from the highest down, all else in any order."""
+        if self.kind == CIDRS:
+            return b"".join(interval_chunks(*self._intervals(entries), self.version, descending=True))
+        return b"".join(self._port_elements(entries, values))
+
+    def _intervals(self, entries: Sequence[str]) -> tuple[list[int], list[int]]:
+        own = [entry for entry in entries if (":" in entry) == (self.version == 6)]
+        return intervals(own, self.version)
 
     def _port_elements(self, entries: Sequence[str], values: Values) -> list[bytes]:
         keys, data = self.key_fields(), self.data_fields()
@@ -247,39 +262,38 @@ def _merge(networks: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
     return starts, ends
 
 
-def interval_chunks(merged: tuple[list[int], list[int]], version: int) -> list[bytes]:
-    """The elements of a set of intervals, from the highest down as the kernel dumps them.
+def interval_chunks(
+    starts: Sequence[int], ends: Sequence[int], version: int, *, descending: bool = False
+) -> list[bytes]:
+    """The elements of a set of intervals, as nft writes them, from the lowest up: each start with its end.
 
-    As nft writes them: an end and a start for each interval; no end for one that reaches the last address,
-    and an end at zero when nothing starts there.
+    An interval that reaches the last address has no end, and there is an end at zero when nothing starts there.
+    The kernel takes an end only after its start, and dumps them from the highest down.
     """
-    starts, ends = merged
-    size = 4 if version == 4 else 16
     if not starts:
         return []
-    pieces: list[bytes] = []
+    size = 4 if version == 4 else 16
+    low = [_element(bytes(size), END_FLAG)] if starts[0] else []
+    high: list[bytes] = []
     if ends[-1] == 1 << (8 * size):
-        pieces.append(_element(starts[-1].to_bytes(size, "big"), _OPEN))
+        high = [_element(starts[-1].to_bytes(size, "big"), _OPEN)]
         starts, ends = starts[:-1], ends[:-1]
-        has_zero = not starts and merged[0][0] == 0
-    else:
-        has_zero = False
-    pieces += _interval_pairs(starts[::-1], ends[::-1], size)
-    if not has_zero and merged[0][0] != 0:
-        pieces.append(_element(bytes(size), _END_FLAG))
-    return pieces if len(pieces) == 1 else list(_packed(pieces))
+    if descending:
+        return [*high, *_interval_pairs(starts[::-1], ends[::-1], size, end_first=True), *low]
+    return list(_packed([*low, *_interval_pairs(starts, ends, size, end_first=False), *high]))
 
 
 def _element(key: bytes, more: bytes) -> bytes:
     return attr(1, attr(1, attr(1, key)) + more)
 
 
-def _interval_pairs(starts: Sequence[int], ends: Sequence[int], size: int) -> list[bytes]:
-    """End and start of every interval, as pieces of many: the bytes are set column by column, not one by one."""
-    end, start = _element(bytes(size), _END_FLAG), _element(bytes(size), b"")
+def _interval_pairs(starts: Sequence[int], ends: Sequence[int], size: int, *, end_first: bool) -> list[bytes]:
+    """Both elements of every interval, as pieces of many: the bytes are set column by column, not one by one."""
+    end, start = _element(bytes(size), END_FLAG), _element(bytes(size), b"")
+    order = [(end, ends), (start, starts)] if end_first else [(start, starts), (end, ends)]
     stride = len(end) + len(start)
-    data = bytearray((end + start) * len(starts))
-    for offset, numbers in ((_KEY_OFFSET, ends), (len(end) + _KEY_OFFSET, starts)):
+    data = bytearray(b"".join(form for form, _ in order) * len(starts))
+    for offset, numbers in ((_KEY_OFFSET, order[0][1]), (len(order[0][0]) + _KEY_OFFSET, order[1][1])):
         packed = _big_endian(numbers, size)
         for byte in range(size):
             data[offset + byte :: stride] = packed[byte::size]

@@ -19,7 +19,7 @@ from netslot.kernel.nf_attrs import CHAIN, ELEMENT, FLOWTABLE, OBJECT, RULE, SET
 from netslot.policy.base import Difference
 from netslot.policy.nft_template import GET, KINDS, Item, Ruleset, elements_request, snapshot
 
-Lists = Mapping[tuple[int, str, str], Sequence[bytes]]
+Lists = Mapping[tuple[int, str, str], bytes]
 """Elements that parameters put into sets, encoded, by the set's family, table and name."""
 
 _HEADER_MASK = nf.HEADER.pack(0xFFFFFFFF, 0xFFFF, 0, 0, 0) + b"\xff\0\0\0"  # length, type, family
@@ -70,8 +70,7 @@ class Expectation:
         actual = element_list(data)
         bound = self.lists.get((item.family, item.table, item.name))
         if bound is not None:
-            expected = b"".join(bound)
-            return actual == expected or sorted(split_elements(actual)) == sorted(split_elements(expected))
+            return actual == bound or sorted(split_elements(actual)) == sorted(split_elements(bound))
         plain = self._memo.elements.get(id(item))
         if plain is not None and sorted(split_elements(actual)) == plain:
             return True
@@ -196,7 +195,7 @@ def _compare_all_elements(expectation: Expectation, actual: Ruleset) -> Iterator
         if bound is None:
             wanted: Sequence[Nodes] = item.elements
         else:
-            wanted = [attrs.parse(ELEMENT, element) for element in split_elements(b"".join(bound))]
+            wanted = [attrs.parse(ELEMENT, element) for element in split_elements(bound)]
         yield from compare_elements(item, wanted, there[key].elements)
 
 

@@ -241,7 +241,7 @@ class NftablesDie:
             changes += found
         for entry in self._lists:
             item = ruleset.items[SET][entry.index]
-            own = nft_bind.list_changes(sock, item, entry.chunks(content.get(entry.parameter, ()), values))
+            own = nft_bind.list_changes(sock, entry, item, content.get(entry.parameter, ()), values)
             if own is None:
                 return None
             changes += own
@@ -273,10 +273,10 @@ class NftablesDie:
                 yield list_command(ruleset.items[SET][entry.index], chunk)
 
     def _elements(self, ruleset: Ruleset, values: Values, content: Parameters) -> nft_state.Lists:
-        found: dict[tuple[int, str, str], Sequence[bytes]] = {}
+        found: dict[tuple[int, str, str], bytes] = {}
         for entry in self._lists:
             item = ruleset.items[SET][entry.index]
-            found[item.family, item.table, item.name] = entry.chunks(content.get(entry.parameter, ()), values)
+            found[item.family, item.table, item.name] = entry.dumped(content.get(entry.parameter, ()), values)
         return found
 
     def _ruleset(self, values: Values, content: Parameters) -> Ruleset:
