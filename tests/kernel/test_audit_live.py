@@ -18,12 +18,15 @@ _HOST = """
 set -e
 ip link add tap1 type veth peer name far1
 ip link set tap1 up
+ip route add 192.0.2.7/32 dev tap1
+ip link add veth77 type veth peer name far2
 ip rule add fwmark 7 lookup 100
 nft add table ip mine
 nft add chain ip mine forwarded '{ type filter hook forward priority 5; }'
 iptables -A FORWARD -i tap1 -j ACCEPT
 iptables -A FORWARD -i tap2 -j ACCEPT
 ip6tables -A FORWARD -i tap1 -j DROP
+iptables -A INPUT -s 192.0.2.7 -j DROP
 exec "$@"
 """
 
@@ -35,7 +38,8 @@ def _live(*arguments: str) -> str:
 
 def test_a_live_host_is_read_whole_and_stale_rules_are_found() -> None:
     found = json.loads(_live("--json"))
-    assert (found["rules"], found["tenants"]) == (3, 2)
+    assert (found["rules"], found["tenants"]) == (4, 3)  # tap1, tap2, and veth77, which no rule names
+    assert found["rules_per_tenant"]["max"] == 3  # the route says that 192.0.2.7 is behind tap1
     assert [(flaw["kind"], flaw["rule"]) for flaw in found["dead"]] == [("dead", "-i tap2 -j ACCEPT")]
     live = [finding["text"] for finding in found["findings"] if finding["kind"] == "live"]
     assert any(text.startswith("6 policy routing rules") for text in live)

@@ -21,10 +21,12 @@ from netslot.kernel import netns
 from netslot.rulesets import audit as auditor
 from netslot.rulesets.attribute import GLOBAL, SHARED
 from netslot.rulesets.audit import Audit, Finding
+from netslot.rulesets.discover import discover
 from netslot.rulesets.flaws import find_missing
+from netslot.rulesets.interfaces import Kind, kind
 from netslot.rulesets.model import Dump
 from netslot.rulesets.parse import merge, parse
-from netslot.rulesets.tenants import Tenant, parse_tenants
+from netslot.rulesets.tenants import Tenant, TenantAddress, parse_tenants, tenant_address, with_links
 
 _SCREEN = 8  # chains, findings: a person should see the answer without scrolling
 
@@ -58,11 +60,15 @@ def audit(
     gc.disable()  # the model is built once and kept: collecting it in between costs a third of the time
     try:
         tenants = read_tenants(tenants_file) if tenants_file else None
-        result = auditor.audit(read_dumps(dumps, live, root), tenants)
+        dump = read_dumps(dumps, live, root)
+        census = _in_root(root, host_census.take) if live else None
+        if census is not None and tenants is None:
+            tenants = with_links(discover(dump), _guests(census))
+        result = auditor.audit(dump, tenants)
     finally:
         gc.enable()
-    if live:
-        result = _with_census(result, _in_root(root, host_census.take))
+    if census is not None:
+        result = _with_census(result, census)
     if measure:
         result = _with_measurement(result)
     if report:
@@ -132,6 +138,22 @@ def _live_dumps() -> list[Dump]:
     if not found:
         raise UsageError("this host has no iptables rules", hint="native nftables rules cannot be read")
     return found
+
+
+def _guests(census: host_census.Census) -> dict[str, list[TenantAddress]]:
+    """The host's links that are guests' by their names, with the small networks behind them."""
+    return {
+        name: [
+            tenant_address(str(network))
+            for network in census.routed.get(name, ())
+            if network.prefixlen >= (_SMALLEST_V4 if network.version == 4 else _SMALLEST_V6)
+        ]
+        for name in sorted(census.links)
+        if kind(name) is Kind.GUEST
+    }
+
+
+_SMALLEST_V4, _SMALLEST_V6 = 29, 64  # as for addresses in rules: see netslot.rulesets.discover
 
 
 def _with_census(result: Audit, census: host_census.Census) -> Audit:

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import socket
 import struct
+import sys
 from collections import Counter
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
 from netslot.kernel import netlink, nf_attrs, nf_tables
 from netslot.kernel import rtnetlink as rt
+
+Network = IPv4Network | IPv6Network
 
 _HOOKS = ("prerouting", "input", "forward", "output", "postrouting", "ingress", "egress")
 _FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
@@ -27,10 +31,12 @@ class Census:
 
     ``neighbours`` are the entries that count against gc_thresh3: all but permanent and NOARP ones, of this
     namespace; the table itself is one for all namespaces. ``local_routes`` are IPv6 routes of fe80::/10 and
-    ff00::/8, which stand beside one another for all links.
+    ff00::/8, which stand beside one another for all links. ``routed`` are the networks that the main table sends
+    to a link without a gateway: the addresses behind it.
     """
 
     links: frozenset[str]
+    routed: dict[str, tuple[Network, ...]]
     ip_rules: int
     base_chains: dict[tuple[str, str], int]
     neighbours: int
@@ -43,15 +49,17 @@ def take() -> Census:
     """Count. Raises KernelError when the kernel refuses a dump."""
     with netlink.Socket() as sock:
         links = sock.dump(rt.RTM_GETLINK, bytes(16), "list links")
-        names = frozenset(rt.parse_link(message).name for message in links)
         rules = sum(
             len(sock.dump(rt.RTM_GETRULE, bytes([family]) + bytes(11), "list routing rules"))
             for family in (socket.AF_INET, socket.AF_INET6)
         )
         neighbours = sum(map(_counts_as_neighbour, sock.dump(rt.RTM_GETNEIGH, bytes(_NDMSG.size), "list neighbours")))
         routes = sock.dump(rt.RTM_GETROUTE, bytes([socket.AF_INET6]) + bytes(11), "list IPv6 routes")
+        routes_v4 = sock.dump(rt.RTM_GETROUTE, bytes([socket.AF_INET]) + bytes(11), "list IPv4 routes")
+    by_index = {link.ifindex: link.name for link in map(rt.parse_link, links)}
     return Census(
-        links=names,
+        links=frozenset(by_index.values()),
+        routed=_routed([*routes_v4, *routes], by_index),
         ip_rules=rules,
         base_chains=_base_chains(),
         neighbours=neighbours,
@@ -72,6 +80,22 @@ def _is_link_local(message: netlink.Message) -> bool:
     if length < 8 or len(destination) != 16:
         return False
     return destination[0] == 0xFF or (length >= 10 and destination[0] == 0xFE and destination[1] & 0xC0 == 0x80)
+
+
+def _routed(routes: list[netlink.Message], links: dict[int, str]) -> dict[str, tuple[Network, ...]]:
+    found: dict[str, list[Network]] = {}
+    for message in routes:
+        if _is_link_local(message):
+            continue
+        _, length, _, _, table, _, _, kind, _ = _RTMSG.unpack_from(message.payload)
+        attrs = netlink.parse_attrs(message.payload, _RTMSG.size)
+        destination, out = attrs.get(rt.RTA_DST), attrs.get(rt.RTA_OIF)
+        if table != rt.RT_TABLE_MAIN or kind != rt.RTN_UNICAST or destination is None or out is None:
+            continue
+        name = links.get(int.from_bytes(out, sys.byteorder), "")
+        if rt.RTA_GATEWAY not in attrs:
+            found.setdefault(name, []).append(ip_network((destination, length)))
+    return {name: tuple(networks) for name, networks in found.items()}
 
 
 def _base_chains() -> dict[tuple[str, str], int]:

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from netslot.errors import SpecError
@@ -119,3 +119,26 @@ def tenant_address(text: str) -> TenantAddress:
     family: Family = 6 if ":" in text else 4
     value, mask = values.network(text, family)
     return TenantAddress(family, value, mask)
+
+
+def with_links(tenants: Sequence[Tenant], links: Mapping[str, Sequence[TenantAddress]]) -> tuple[Tenant, ...]:
+    """The tenants, and the guests' links of a live host with the addresses behind them.
+
+    A link that a tenant has already adds its addresses to it; one behind which a tenant's address is becomes
+    that tenant's; any other is a tenant that no rule has named.
+    """
+    found = list(tenants)
+    by_interface = {name: place for place, tenant in enumerate(found) for name in tenant.interfaces}
+    by_address = {address: place for place, tenant in enumerate(found) for address in tenant.addresses}
+    for name, addresses in links.items():
+        place = by_interface.get(name, next((by_address[a] for a in addresses if a in by_address), -1))
+        if place < 0:
+            found.append(Tenant(name, (name,), tuple(addresses), why="a guest's link of this host"))
+            continue
+        known = found[place]
+        found[place] = replace(
+            known,
+            interfaces=tuple(dict.fromkeys((*known.interfaces, name))),
+            addresses=tuple(dict.fromkeys((*known.addresses, *addresses))),
+        )
+    return tuple(found)
