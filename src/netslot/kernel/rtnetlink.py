@@ -12,7 +12,7 @@ import struct
 import sys
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from netslot.errors import KernelError
 from netslot.kernel.netlink import (
@@ -83,8 +83,12 @@ def mac_bytes(mac: str) -> bytes:
     return bytes.fromhex(mac.replace(":", ""))
 
 
-def link_index(sock: socket.socket, name: str) -> int:
-    """The index of link ``name`` in the namespace of ``sock`` (any socket); KernelError ENODEV when absent.
+class _Socket(Protocol):
+    def fileno(self) -> int: ...
+
+
+def link_index(sock: _Socket, name: str) -> int:
+    """The index of link ``name`` in the namespace of ``sock``, any socket; KernelError ENODEV when absent.
 
     An ioctl (netdevice(7), SIOCGIFINDEX): a hash look-up, about a tenth of the cost of RTM_GETLINK.
     """

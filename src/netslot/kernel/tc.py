@@ -7,6 +7,7 @@ nothing is left when a slot goes. Layouts: linux/rtnetlink.h, linux/pkt_sched.h,
 from __future__ import annotations
 
 import errno
+import functools
 import struct
 from typing import Final, NamedTuple
 
@@ -39,6 +40,10 @@ _TBF_QOPT = struct.Struct("=BBHhHI12xIII")
 _LINKLAYER_ETHERNET = 1
 
 
+_KIND_BPF = netlink.attr_str(_TCA_KIND, "bpf")
+_KIND_CLSACT = netlink.attr_str(_TCA_KIND, "clsact")
+
+
 class Filter(NamedTuple):
     """One BPF filter of a link; ``tag`` and ``program`` (an id) are what the kernel says of its program."""
 
@@ -64,7 +69,7 @@ class Queue(NamedTuple):
 
 def add_clsact(link: int) -> Request:
     """Give ``link`` (an interface index) the hook points; success when it has them."""
-    payload = _TCMSG.pack(0, link, _CLSACT_HANDLE, _CLSACT, 0) + netlink.attr_str(_TCA_KIND, "clsact")
+    payload = _TCMSG.pack(0, link, _CLSACT_HANDLE, _CLSACT, 0) + _KIND_CLSACT
     flags = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
     return Request(_NEWQDISC, flags, payload, f"tc qdisc add clsact on link {link}", (errno.EEXIST,))
 
@@ -84,16 +89,19 @@ def set_filter(
     priorities, until one gives a verdict other than TC_ACT_UNSPEC. ``number`` is the filter's class id, which
     the program can read as ``tc_classid`` (cls_bpf sets it before each run): a constant of this attachment's own.
     """
-    options = netlink.nested(
-        _TCA_OPTIONS,
-        netlink.attr_u32(_BPF_FD, program),
-        netlink.attr_str(_BPF_NAME, name),
-        netlink.attr_u32(_BPF_FLAGS, _BPF_DIRECT_ACTION),
-        netlink.attr_u32(_BPF_CLASSID, number),
-    )
-    head = _TCMSG.pack(0, link, handle, hook, priority << 16 | _ETH_P_ALL)
-    payload = head + netlink.attr_str(_TCA_KIND, "bpf") + options
+    options = netlink.nested(_TCA_OPTIONS, _program_attributes(program, name), netlink.attr_u32(_BPF_CLASSID, number))
+    payload = _TCMSG.pack(0, link, handle, hook, priority << 16 | _ETH_P_ALL) + _KIND_BPF + options
     return Request(_NEWTFILTER, _CREATE, payload, f"tc filter {name} on link {link}")
+
+
+@functools.lru_cache(maxsize=256)
+def _program_attributes(program: int, name: str) -> bytes:
+    """The same bytes for thousands of slots."""
+    return (
+        netlink.attr_u32(_BPF_FD, program)
+        + netlink.attr_str(_BPF_NAME, name)
+        + netlink.attr_u32(_BPF_FLAGS, _BPF_DIRECT_ACTION)
+    )
 
 
 def del_filter(link: int, hook: int, priority: int) -> Request:

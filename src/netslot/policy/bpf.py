@@ -10,13 +10,12 @@ the hierarchy's root) where a program is for the cgroup, which must be there: st
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from netslot.errors import SpecError
-from netslot.kernel import netlink, tc
+from netslot.kernel import netlink, rtnetlink, tc
 from netslot.policy import bpf_parts
 from netslot.policy.base import Difference, Parameters, Values
 from netslot.policy.bpf_parts import Attachment, Counters, Filter, Identity, Nat, Part, Place, Traffic
@@ -83,7 +82,7 @@ class BpfDie:
         """Attach all programs, with the parameters' defaults bound; what is attached already is replaced."""
         attachments = [a for part in self._parts for a in part.load(values, self._defaults)]
         with netlink.Socket() as sock, _released(attachments):
-            link = socket.if_nametoindex(values["uplink_if"])
+            link = rtnetlink.link_index(sock, values["uplink_if"])
             sock.execute([tc.add_clsact(link), *_requests(link, attachments)])
         if self._user is not None:
             self._user.attach_cgroup(values, self._defaults)
@@ -94,11 +93,11 @@ class BpfDie:
         if not attachments:
             return
         with netlink.Socket() as sock, _released(attachments):
-            sock.execute(_requests(socket.if_nametoindex(values["uplink_if"]), attachments))
+            sock.execute(_requests(rtnetlink.link_index(sock, values["uplink_if"]), attachments))
 
     def read(self, values: Values, parameters: Parameters) -> list[Difference]:
         with netlink.Socket() as sock:
-            found = _attached(sock, socket.if_nametoindex(values["uplink_if"]))
+            found = _attached(sock, rtnetlink.link_index(sock, values["uplink_if"]))
         differences: list[Difference] = []
         wanted = {place: tag for part in self._parts for place, tag in part.tags(values).items()}
         for place, identity in wanted.items():
@@ -127,14 +126,14 @@ class BpfDie:
         self.stamp(values)
         wanted = {place for part in self._parts for place in part.tags(values)}
         with netlink.Socket() as sock:
-            link = socket.if_nametoindex(values["uplink_if"])
+            link = rtnetlink.link_index(sock, values["uplink_if"])
             foreign = [p for p in _attached(sock, link) if p not in wanted and p.priority not in bpf_parts.FOREIGN]
             sock.execute([tc.del_filter(link, place.hook, place.priority) for place in foreign])
 
     def traffic(self, values: Values) -> tuple[Traffic, Traffic]:
         """What was counted on the way out and on the way in; KernelError ENOENT without counters."""
         with netlink.Socket() as sock:
-            return Counters.read(_attached(sock, socket.if_nametoindex(values["uplink_if"])))
+            return Counters.read(_attached(sock, rtnetlink.link_index(sock, values["uplink_if"])))
 
 
 _NOBODY = Identity("", b"")

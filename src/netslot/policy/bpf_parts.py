@@ -198,7 +198,8 @@ class _AddressPlan:
     def check(self, values: Values) -> int:
         """The slot's number; SpecError when its addresses are not what the plan says."""
         number = int(values.get("slot", 0))
-        if tuple(base + number * step for base, step in zip(self.base, self.step, strict=True)) != _numbers(values):
+        (base, upper, lower), (step, upper_step, lower_step) = self.base, self.step
+        if (base + number * step, upper + number * upper_step, lower + number * lower_step) != _numbers(values):
             hint = 'BPF NAT needs addresses that follow from the slot\'s number; use nat.kind = "nftables"'
             raise SpecError(f"slot {number} has address {values['address']}, off the plan", key="nat.kind", hint=hint)
         return number

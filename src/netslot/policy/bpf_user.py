@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from netslot.errors import KernelError, SpecError
-from netslot.kernel import bpf, cgroupfs, elf, netlink, tc
+from netslot.kernel import bpf, cgroupfs, elf, netlink, rtnetlink, tc
 from netslot.policy import bpf_parts
 from netslot.policy.base import Difference, Parameters, Values
 from netslot.policy.bpf_parts import Attachment, Identity, Place
@@ -128,7 +128,7 @@ class UserPrograms:
     def rebind(self, values: Values, parameters: Parameters) -> list[Attachment]:
         """Nothing is replaced: the maps of the attached programs are updated, element by element."""
         with netlink.Socket() as sock:
-            link = socket.if_nametoindex(values["uplink_if"])
+            link = rtnetlink.link_index(sock, values["uplink_if"])
             found = {Place(f.hook, f.priority): f for f in tc.filters(sock, link)}
         for index, source in enumerate(self._sources):
             if source.section.maps:

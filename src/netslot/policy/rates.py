@@ -9,10 +9,9 @@ table and connection tracking's count are.
 
 from __future__ import annotations
 
-import socket
 from dataclasses import dataclass
 
-from netslot.kernel import netlink, tc
+from netslot.kernel import netlink, rtnetlink, tc
 from netslot.policy.base import Die, Difference, Parameters, Values
 from netslot.spec.policies import Quantity, Rate, RatesSection, quantity
 from netslot.spec.render import render
@@ -74,7 +73,7 @@ class RatesDie:
         differences: list[Difference] = []
         with netlink.Socket() as sock:
             for shape in self.queues(values):
-                present = [q for q in tc.queues(sock, socket.if_nametoindex(shape.link)) if q.kind == "tbf"]
+                present = [q for q in tc.queues(sock, rtnetlink.link_index(sock, shape.link)) if q.kind == "tbf"]
                 if not present:
                     differences.append(Difference(f"rates {shape.link}", "the token bucket is missing"))
                 elif present[0].rate != shape.rate:
@@ -85,7 +84,7 @@ class RatesDie:
     def reset(self, values: Values) -> None:
         """As after a stamp: full buckets, empty queues. A bucket that is only changed keeps its debt."""
         with netlink.Socket() as sock:
-            sock.execute([tc.del_root_queue(socket.if_nametoindex(shape.link)) for shape in self.queues(values)])
+            sock.execute([tc.del_root_queue(rtnetlink.link_index(sock, shape.link)) for shape in self.queues(values)])
         self._set_queues(values)
 
     def queues(self, values: Values) -> list[_Shape]:
@@ -106,7 +105,7 @@ class RatesDie:
             return
         with netlink.Socket() as sock:
             requests = [
-                tc.set_token_bucket(socket.if_nametoindex(shape.link), shape.rate, shape.burst, shape.limit)
+                tc.set_token_bucket(rtnetlink.link_index(sock, shape.link), shape.rate, shape.burst, shape.limit)
                 for shape in shapes
             ]
             sock.execute(requests)
