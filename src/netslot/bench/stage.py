@@ -70,11 +70,17 @@ def compute(act: Callable[[], dict[str, Any]]) -> tuple[int, dict[str, Any] | No
 
 
 def _wait(child: int) -> int:
+    """The wait status of ``child``. An interrupt meanwhile is raised when the child has ended, as it was told too."""
+    interrupted = False
     while True:
         try:
-            return os.waitpid(child, 0)[1]
+            status = os.waitpid(child, 0)[1]
         except KeyboardInterrupt:
-            continue  # the terminal interrupted the child too; its end is what we wait for
+            interrupted = True
+            continue
+        if interrupted:
+            raise KeyboardInterrupt
+        return status
 
 
 def _perform(act: Callable[[], int], parent: int) -> int:
@@ -86,6 +92,8 @@ def _perform(act: Callable[[], int], parent: int) -> int:
         if player:
             return os.waitstatus_to_exitcode(_wait(player))
         _die_with(0)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _end)
         _mount()
         return act()
     except NetslotError as error:
@@ -94,7 +102,6 @@ def _perform(act: Callable[[], int], parent: int) -> int:
             print(f"hint: {error.hint}", file=python.stderr)
         return error.exit_status
     except KeyboardInterrupt:
-        print("netslot: interrupted", file=python.stderr)
         return 128 + signal.SIGINT
     except BaseException:
         traceback.print_exc()
@@ -102,6 +109,11 @@ def _perform(act: Callable[[], int], parent: int) -> int:
     finally:
         python.stdout.flush()
         python.stderr.flush()
+
+
+def _end(number: int, _: object) -> None:
+    """Leave without clean-up: threads may be busy for long, and the kernel removes all there is."""
+    os._exit(128 + number)
 
 
 def _die_with(parent: int) -> None:
