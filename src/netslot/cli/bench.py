@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from netslot.bench import picture, provision, report, skew, stage
+from netslot.bench import nat, picture, policies, policy_report, provision, report, skew, stage
+from netslot.errors import UsageError
 
 
 @click.group("bench")
@@ -22,6 +23,7 @@ def bench() -> None:
 
 @bench.command("skew")
 @click.option("--slots", default=4000, show_default=True, help="Tenants of the host that is played.")
+@click.option("--policy", type=click.Choice(("iptables", *policies.POLICIES)), help="What is skewed.  [iptables]")
 @click.option("--shape", "shapes", multiple=True, type=click.Choice(skew.SHAPES), help="Only this one; repeatable.")
 @click.option(
     "--positions", default=5, show_default=True, help="How many tenants are measured, first and last among them."
@@ -33,6 +35,7 @@ def bench() -> None:
 def skew_command(
     context: click.Context,
     slots: int,
+    policy: str | None,
     shapes: tuple[str, ...],
     positions: int,
     samples: int,
@@ -45,7 +48,15 @@ def skew_command(
     netslot bench skew --slots 400
     netslot bench skew --picture skew.svg
     netslot bench skew --shape root-nft-verdict-map --shape slots-nftables --json
+    netslot bench skew --policy routes --slots 1000
     """
+    if policy not in (None, "iptables"):
+        if shapes or file is not None:
+            raise UsageError("--shape and --picture are for rules", hint="leave them out with --policy")
+        other = policies.Plan(policy, slots, positions=positions, samples=samples)
+        result = measured(context, lambda: policies.measure_policy(other, say))
+        show(context, result, policy_report.policy_table, as_json)
+        return
     plan = skew.Plan(slots, shapes or skew.SHAPES, positions=positions, samples=samples)
     if file is not None:
         picture.check_name(file)
@@ -53,6 +64,23 @@ def skew_command(
     if file is not None:
         picture.draw(result, file)
     show(context, result, report.skew_table, as_json)
+
+
+@bench.command("nat")
+@click.option("--samples", default=1000, show_default=True, help="Connections of each kind.")
+@click.option("--connections", default=20_000, show_default=True, help="Flows that are opened for their memory.")
+@click.option("--json", "as_json", is_flag=True, help="Machine output on stdout.")
+@click.pass_context
+def nat_command(context: click.Context, samples: int, connections: int, as_json: bool) -> None:
+    """Compare NAT in the slot with and without connection tracking: set-up, latency, connections/s, memory.
+
+    \b
+    netslot bench nat
+    netslot bench nat --json
+    """
+    plan = nat.Plan(samples=samples, connections=connections)
+    result = measured(context, lambda: nat.measure_nat(plan, say))
+    show(context, result, policy_report.nat_table, as_json)
 
 
 @bench.command("provision")

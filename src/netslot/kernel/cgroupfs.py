@@ -46,6 +46,14 @@ def version(controller: str) -> int:
     )
 
 
+def available(controller: str) -> bool:
+    """Whether the host has the controller, in either version."""
+    try:
+        return version(controller) > 0
+    except HostError:
+        return False
+
+
 def unified(path: str) -> Path:
     """A cgroup's directory in the unified hierarchy."""
     return unified_root() / path
@@ -106,10 +114,11 @@ def _enable(parent: Path, controllers: list[str]) -> None:
 def remove(path: str, controllers: tuple[str, ...]) -> bool:
     """Remove an empty cgroup everywhere; absence is success. Returns whether there was anything.
 
-    Raises KernelError: EBUSY while a process is in it.
+    Of ``controllers``, those that the host does not have are passed over. Raises KernelError: EBUSY while a
+    process is in it.
     """
     there = False
-    for place in directories(path, controllers):
+    for place in directories(path, tuple(name for name in controllers if available(name))):
         try:
             place.rmdir()
             there = True
@@ -165,8 +174,14 @@ def processes(path: str) -> list[int]:
 
 
 def populated(path: str) -> bool:
-    """Whether any process is in the cgroup or below it, also one that is on its way out."""
-    return "populated 1" in read(unified(path) / "cgroup.events")
+    """Whether any process is in the cgroup or below it, also one that is on its way out. A cgroup that is not there
+    has none."""
+    try:
+        return "populated 1" in read(unified(path) / "cgroup.events")
+    except KernelError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return False
 
 
 def freeze(path: str, frozen: bool) -> None:

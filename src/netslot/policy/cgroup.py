@@ -101,10 +101,8 @@ class CgroupDie:
 
     def remove(self, values: Values) -> None:
         """Kill whoever is inside and remove the cgroup; absence is success."""
-        path = values["cgroup"]
-        if cgroupfs.unified(path).is_dir():
-            cgroupfs.kill_and_wait(path)
-        cgroupfs.remove(path, self.controllers)
+        cgroupfs.kill_and_wait(values["cgroup"])
+        cgroupfs.remove(values["cgroup"], self.controllers)
 
     def enter(self, values: Values, pid: int = 0) -> None:
         """Move a process (0: the caller) into the slot's cgroup."""
