@@ -33,7 +33,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Engine:
-    """One host, opened. Kernel work happens on its worker thread; a lock makes each operation whole.
+    """One host, opened. Kernel work happens on its worker thread, one piece after another.
 
     ``root_netns`` names the root namespace as ``ip netns`` knows it; None is the caller's own, or the one that the
     host was made with.
@@ -221,8 +221,7 @@ class Engine:
 
     def run(self, work: Callable[[Workshop], T]) -> T:
         """Do ``work`` in the root namespace, on the worker thread, alone."""
-        with self._lock:
-            return self.worker.run(self._with_workshop, work)
+        return self.worker.run(self._with_workshop, work)
 
     def _with_workshop(self, work: Callable[[Workshop], T]) -> T:
         if self._workshop is None:
