@@ -52,6 +52,10 @@ _NLMSGERR_ATTR_MSG = 1
 
 HEADER_SIZE = _NLMSGHDR.size
 
+# The kernel fills at most 32 KiB at a time (af_netlink.c, netlink_recvmsg). A buffer of 128 KiB and more would be
+# mapped and unmapped at every call, which costs more than the call.
+_RECEIVE = 1 << 16
+
 
 class Message(NamedTuple):
     """One received message; ``payload`` is everything behind the netlink header."""
@@ -175,7 +179,7 @@ class Socket:
         """The messages of the next datagram; [] when ``timeout`` seconds pass without one."""
         self._socket.settimeout(timeout)
         try:
-            return list(split(self._socket.recv(1 << 18)))
+            return list(split(self._socket.recv(_RECEIVE)))
         except TimeoutError:
             return []
         finally:
@@ -249,7 +253,7 @@ class Socket:
 
     def _receive(self, operation: str) -> bytes:
         try:
-            return self._socket.recv(1 << 18)
+            return self._socket.recv(_RECEIVE)
         except OSError as error:
             raise KernelError(operation, error.errno or errno.EIO) from error
 

@@ -11,7 +11,7 @@ User data (comments, declared types) is nft's own list of one-byte type, one-byt
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -202,7 +202,7 @@ def text(nodes: Nodes, kind: int) -> str:
 
 
 def encode(nodes: Nodes) -> bytes:
-    """The attributes as the kernel takes them, padded. Every leaf must be bytes (see :func:`render`)."""
+    """The attributes as the kernel takes them, padded. Every leaf must be bytes (see :func:`fill`)."""
     parts: list[bytes] = []
     for node in nodes:
         value = _value(node)
@@ -219,27 +219,68 @@ def _value(node: Node) -> bytes:
     return encode(node.value)
 
 
-def render(nodes: Nodes, values: Mapping[str, str]) -> Nodes:
-    """The same attributes with the slot's own leaves filled in."""
+def leaves(nodes: Nodes) -> tuple[Leaf, ...]:
+    """The values that depend on the slot, in order."""
+    found: tuple[Leaf, ...] = ()
+    for node in nodes:
+        if isinstance(node.value, Leaf):
+            found += (node.value,)
+        elif isinstance(node.value, tuple):
+            found += leaves(node.value)
+    return found
+
+
+def variables(nodes: Nodes) -> frozenset[str]:
+    """The names of the variables that the attributes depend on."""
+    return frozenset().union(*(each.names for each in leaves(nodes)))
+
+
+def fill(nodes: Nodes, values: Iterator[bytes]) -> Nodes:
+    """The same attributes with the next of ``values`` in place of each leaf that depends on the slot."""
     return tuple(
-        Node(node.kind, node.value.render(values))
+        Node(node.kind, next(values))
         if isinstance(node.value, Leaf)
-        else Node(node.kind, render(node.value, values), node.records)
+        else Node(node.kind, fill(node.value, values), node.records)
         if isinstance(node.value, tuple)
         else node
         for node in nodes
     )
 
 
-def variables(nodes: Nodes) -> frozenset[str]:
-    """The names of the variables that the attributes depend on."""
-    found: frozenset[str] = frozenset()
-    for node in nodes:
-        if isinstance(node.value, Leaf):
-            found |= node.value.names
-        elif isinstance(node.value, tuple):
-            found |= variables(node.value)
-    return found
+class Form:
+    """Encoded attributes with holes of fixed size, where a slot's own values go."""
+
+    def __init__(self, nodes: Nodes, values: Sequence[bytes]) -> None:
+        """``values`` are one slot's, as for :func:`fill`; they tell the sizes."""
+        self._holes: list[tuple[int, int]] = []
+        self._data = self._encode(nodes, iter(values), 0, records=False)
+
+    def filled(self, values: Sequence[bytes]) -> bytes | None:
+        """The encoded attributes of another slot; None when a value is of another size."""
+        data = bytearray(self._data)
+        for (offset, size), value in zip(self._holes, values, strict=True):
+            if len(value) != size:
+                return None
+            data[offset : offset + size] = value
+        return bytes(data)
+
+    def _encode(self, nodes: Nodes, values: Iterator[bytes], offset: int, *, records: bool) -> bytes:
+        parts: list[bytes] = []
+        head = 2 if records else 4
+        for node in nodes:
+            if isinstance(node.value, Leaf):
+                value = next(values)
+                self._holes.append((offset + head, len(value)))
+            elif isinstance(node.value, tuple):
+                value = self._encode(node.value, values, offset + head, records=node.records)
+            else:
+                value = node.value
+            if records:
+                parts.append(bytes((node.kind, len(value))) + value)
+            else:
+                parts.append(_NLATTR.pack(len(value) + 4, node.kind) + value + _PAD[len(value) & 3])
+            offset += len(parts[-1])
+        return b"".join(parts)
 
 
 def mask(what: str, nodes: Nodes) -> bytes:
@@ -366,7 +407,7 @@ def _compat(rule: Nodes) -> Nodes:
     loaded = False
     for name, data in found:
         if loaded and name == b"cmp":
-            value = leaf(children(data, 3), 1)
+            value = leaf(children(data, 3), 1) or b"\0"
             inverted = number(data, 2)  # NFT_CMP_EQ is 0, NFT_CMP_NEQ 1
             return (
                 Node(

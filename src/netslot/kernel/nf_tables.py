@@ -43,7 +43,6 @@ _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _BATCH_GENID = 1  # NFNL_BATCH_GENID, since Linux 4.17
 _GEN_ID = 1
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
-_RECEIVE = 1 << 18
 _REMOVING = frozenset({DELTABLE, DELCHAIN, DELRULE, DELSET, DELSETELEM, DELOBJ, DELFLOWTABLE})
 _CLOSE_AFTER_S = 0.1
 _DEFAULT_SEND_BUFFER = 200_000  # below net.core.wmem_default (212,992) less the kernel's own overhead
@@ -158,10 +157,6 @@ class Socket(netlink.Socket):
                 f"a batch of {size} bytes does not fit a socket buffer that this user may have",
                 hint="raise net.core.wmem_max, or run with CAP_NET_ADMIN in the initial user namespace",
             ) from error
-
-    def dump(self, message: int, payload: bytes, operation: str) -> list[netlink.Message]:
-        """All answers to a dump request, parsed; see :meth:`dump_bytes`."""
-        return list(netlink.split(self.dump_bytes(message, 0, payload, operation)))
 
     def dump_bytes(self, message: int, family: int, attributes: bytes, operation: str) -> bytes:
         """All answers to a dump request as one string of netlink messages, without the closing one.

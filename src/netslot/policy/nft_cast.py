@@ -74,6 +74,8 @@ class Cast:
     template: Ruleset | None
     reason: str | None
     constants: Mapping[str, str]
+    sample: Values
+    """The values of one of the casts, with those of composed words."""
 
 
 def cast_program(program: Program, samples: Sequence[Values], scalars: Collection[str]) -> Cast:
@@ -94,7 +96,7 @@ def cast_program(program: Program, samples: Sequence[Values], scalars: Collectio
     try:
         return _cast(program, _vary(bases, varied))
     except Unexplained as error:
-        return Cast(None, f"the bytes depend on the slot's values in an unknown way ({error})", {})
+        return Cast(None, f"the bytes depend on the slot's values in an unknown way ({error})", {}, {})
 
 
 def _workable(program: Program, bases: Sequence[Values], names: Sequence[str]) -> list[str]:
@@ -115,9 +117,10 @@ def _cast(program: Program, values: Sequence[Values]) -> Cast:
         distinct = [*distinct, distinct[0]]  # a second cast shows what depends on the links' indexes
     casts = [load_and_read(program, value, {}, number) for number, value in enumerate(distinct)]
     words = program.words()
-    template = combine(casts, [with_words(value, words) for value in distinct])
+    extended = [with_words(value, words) for value in distinct]
+    template = combine(casts, extended)
     constants = {name: text for name, text in distinct[0].items() if len({value[name] for value in distinct}) == 1}
-    return Cast(template, None, constants)
+    return Cast(template, None, constants, extended[0])
 
 
 def with_words(values: Values, words: Iterable[str]) -> Values:

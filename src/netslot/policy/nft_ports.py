@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from netslot.errors import KernelError, SpecError
 from netslot.kernel import nf_tables as nf
@@ -114,6 +114,6 @@ def insert_ports(ruleset: Ruleset, lines: Sequence[PortLine], values: Values, co
                     key=line.parameter,
                     hint=f"they take {' and '.join(line.rules)}",
                 )
-            own += [replace(rule.render({**values, **port}), varies=False) for rule in line.rules[protocol]]
+            own += [rule.render({**values, **port}) for rule in line.rules[protocol]]
         rules[line.place : line.place] = own
     return Ruleset({**ruleset.items, RULE: tuple(rules)})

@@ -16,7 +16,7 @@ from netslot.kernel import netlink
 from netslot.kernel import nf_attrs as attrs
 from netslot.kernel import nf_tables as nf
 from netslot.kernel.nf_attrs import CHAIN, ELEMENT, FLOWTABLE, OBJECT, RULE, SET, TABLE, Nodes
-from netslot.policy.base import Difference
+from netslot.policy.base import Difference, Values
 from netslot.policy.nft_template import GET, KINDS, Item, Ruleset, elements_request, snapshot
 
 Lists = Mapping[tuple[int, str, str], bytes]
@@ -34,6 +34,8 @@ class Memo:
 
     messages: Mapping[int, tuple[bytes, bytes]]
     """Message and mask, as :func:`message_and_mask` gives them."""
+    forms: Mapping[int, tuple[bytes, attrs.Form, bytes]]
+    """Header, attributes and mask of the items that vary."""
     elements: Mapping[int, Sequence[bytes]]
     """A set's elements, encoded, sorted."""
 
@@ -56,12 +58,17 @@ class Expectation:
         """True when the objects of one kind are as expected."""
         actual = sock.dump_bytes(GET[kind], 0, b"", f"nf_tables: list {kind}s")
         known = self._memo.messages
-        pairs = [known.get(id(item)) or message_and_mask(item) for item in self.ruleset.items[kind]]
+        pairs = [known.get(id(item)) or self._filled(item) for item in self.ruleset.items[kind]]
         expected = b"".join([data for data, _ in pairs])
         if len(actual) != len(expected):
             return False
         mask = int.from_bytes(b"".join([mask for _, mask in pairs]), "little")
         return (int.from_bytes(actual, "little") ^ int.from_bytes(expected, "little")) & mask == 0
+
+    def _filled(self, item: Item) -> tuple[bytes, bytes]:
+        form = self._memo.forms.get(id(item.origin))
+        body = form[1].filled(item.values) if form else None
+        return message_and_mask(item) if form is None or body is None else (form[0] + body, form[2])
 
     def _same_elements(self, sock: nf.Socket, item: Item) -> bool:
         if item.set_flags() & attrs.SET_EVAL:
@@ -78,11 +85,18 @@ class Expectation:
         return not any(compare_elements(item, item.elements, found))
 
 
-def memoise(ruleset: Ruleset) -> Memo:
-    """Encode everything in a template that is the same in every slot."""
+def memoise(ruleset: Ruleset, values: Values) -> Memo:
+    """Encode of a template what can be; ``values`` are those of one slot."""
     constant = [item for item in ruleset.all() if not item.varies]
+    forms: dict[int, tuple[bytes, attrs.Form, bytes]] = {}
+    for item in ruleset.all():
+        if item.varies:
+            made = item.render(values)
+            message, mask = message_and_mask(made)
+            forms[id(item)] = (message[: nf.MESSAGE_HEADER_SIZE], attrs.Form(item.nodes, made.values), mask)
     return Memo(
         {id(item): message_and_mask(item) for item in constant},
+        forms,
         {id(item): sorted(map(attrs.encode, item.elements)) for item in constant if item.what == SET},
     )
 

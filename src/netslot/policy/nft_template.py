@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from netslot.kernel import netlink
 from netslot.kernel import nf_attrs as attrs
@@ -43,16 +43,33 @@ BINDING_PREFIX = "__chain_"
 """What the names of anonymous chains begin with, here. The kernel names them ``__chain`` and a number."""
 
 
-@dataclass(frozen=True, slots=True)
 class Item:
-    """One object as dumped. ``elements`` are a set's."""
+    """One object as dumped. ``elements`` are a set's.
 
-    what: str
-    family: int
-    nodes: Nodes
-    elements: tuple[Nodes, ...] = ()
-    varies: bool = False
-    """Something in it depends on the slot."""
+    In a template some leaves depend on the slot. An object rendered for a slot knows its template, as ``origin``,
+    and the values of these leaves; its attributes are made only when somebody asks for them, since most of the
+    time the template's encoded form serves, with the values put in.
+    """
+
+    __slots__ = ("_nodes", "elements", "family", "leaves", "origin", "values", "varies", "what")
+
+    def __init__(self, what: str, family: int, nodes: Nodes, elements: tuple[Nodes, ...] = ()) -> None:
+        self.what = what
+        self.family = family
+        self.elements = elements
+        self.origin: Item | None = None
+        self.values: tuple[bytes, ...] = ()
+        self._nodes: Nodes | None = nodes
+        self.leaves = attrs.leaves(nodes)
+        self.varies = bool(self.leaves or any(map(attrs.leaves, elements)))
+
+    @property
+    def nodes(self) -> Nodes:
+        """The object's attributes."""
+        if self._nodes is None:
+            assert self.origin is not None
+            self._nodes = attrs.fill(self.origin.nodes, iter(self.values))
+        return self._nodes
 
     @property
     def table(self) -> str:
@@ -74,18 +91,23 @@ class Item:
         return attrs.variables(self.nodes)
 
     def render(self, values: Mapping[str, str]) -> Item:
-        """The object in one slot: itself when nothing in it varies."""
+        """The object in one slot: itself when nothing in it varies. Raises Unpatchable for values of another kind."""
         if not self.varies:
             return self
-        return replace(
-            self,
-            varies=False,
-            nodes=attrs.render(self.nodes, values),
-            elements=tuple(sorted((attrs.render(e, values) for e in self.elements), key=element_key)),
-        )
+        made = Item(self.what, self.family, (), ())
+        made.origin = self
+        made.values = tuple([leaf.render(values) for leaf in self.leaves])
+        made._nodes = None
+        if self.elements:
+            made.elements = tuple(sorted((_render(element, values) for element in self.elements), key=element_key))
+        return made
 
     def set_flags(self) -> int:
         return attrs.number(self.nodes, attrs.SET_FLAGS)
+
+
+def _render(nodes: Nodes, values: Mapping[str, str]) -> Nodes:
+    return attrs.fill(nodes, (leaf.render(values) for leaf in attrs.leaves(nodes)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +138,7 @@ def snapshot(sock: nf.Socket) -> Ruleset:
     for kind in KINDS:
         data = sock.dump_bytes(GET[kind], 0, b"", f"nf_tables: list {kind}s")
         items[kind] = tuple(Item(kind, family, attrs.parse(kind, body)) for family, body in nf.split(data))
-    items[SET] = tuple(replace(item, elements=read_elements(sock, item)) for item in items[SET])
+    items[SET] = tuple(Item(SET, item.family, item.nodes, read_elements(sock, item)) for item in items[SET])
     return _rename_chains(Ruleset(items))
 
 
@@ -173,8 +195,7 @@ def _rename_chains(ruleset: Ruleset) -> Ruleset:
     return Ruleset(
         {
             kind: tuple(
-                replace(item, nodes=renamed(item.nodes), elements=tuple(map(renamed, item.elements)))
-                for item in items
+                Item(kind, item.family, renamed(item.nodes), tuple(map(renamed, item.elements))) for item in items
             )
             for kind, items in ruleset.items.items()
         }
@@ -195,7 +216,7 @@ def combine(casts: Sequence[Ruleset], values: Sequence[Mapping[str, str]]) -> Ru
 
 def _steady(item: Item) -> Item:
     """The item with its volatile leaves (handles, counters of users) set to zero, so that casts compare."""
-    return replace(item, nodes=attrs.steady(item.what, item.nodes))
+    return Item(item.what, item.family, attrs.steady(item.what, item.nodes), item.elements)
 
 
 def _combine_item(row: Sequence[Item], values: Sequence[Mapping[str, str]], place: int) -> Item:
@@ -205,8 +226,7 @@ def _combine_item(row: Sequence[Item], values: Sequence[Mapping[str, str]], plac
             raise Unexplained("the family depends on the values")
         nodes = unify([item.nodes for item in row], values)
         elements = _combine_elements([item.elements for item in row], values)
-        varies = bool(attrs.variables(nodes) or any(attrs.variables(element) for element in elements))
-        return replace(first, nodes=nodes, elements=elements, varies=varies)
+        return Item(first.what, first.family, nodes, elements)
     except Unexplained as error:
         raise Unexplained(f"{first.place}: {first.what} {first.name} ({place}): {error}") from error
 
@@ -249,10 +269,12 @@ def _match(element: Nodes, others: Sequence[list[Nodes]], values: Sequence[Mappi
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is the same in every slot about the commands of one template."""
+    """What is the same in every slot about the commands of one template, by the identity of its items."""
 
     commands: Mapping[int, tuple[Command, ...]]
-    """Encoded commands of the items that do not vary, by the item's identity."""
+    """Those of the items that do not vary."""
+    forms: Mapping[int, attrs.Form]
+    """The attributes of commands for items that vary; sets are not among them."""
     order: Sequence[int]
     """The places of the rules in the order in which they are made."""
 
@@ -265,22 +287,36 @@ def commands(ruleset: Ruleset, plan: Plan) -> Iterator[Command]:
     memo, rules = plan.commands, ruleset.items[RULE]
     order = plan.order if len(plan.order) == len(rules) else _innermost_first(rules)
     for item in (*ruleset.items[TABLE], *ruleset.items[CHAIN], *ruleset.items[OBJECT]):
-        yield from memo.get(id(item)) or (new(item),)
-    sets = ruleset.items[SET]
-    for identity, item in enumerate(sets, 1):
+        yield from memo.get(id(item)) or (_filled(item, plan),)
+    for identity, item in enumerate(ruleset.items[SET], 1):
         yield from memo.get(id(item)) or new_set(item, identity)
     for item in (*ruleset.items[FLOWTABLE], *(rules[place] for place in order)):
-        yield from memo.get(id(item)) or (new(item),)
+        yield from memo.get(id(item)) or (_filled(item, plan),)
 
 
-def plan_of(ruleset: Ruleset) -> Plan:
-    """Encode everything in a template that is the same in every slot."""
+def _filled(item: Item, plan: Plan) -> Command:
+    form = plan.forms.get(id(item.origin))
+    payload = form.filled(item.values) if form else None
+    if payload is None:
+        return new(item)
+    return Command(_NEW[item.what], item.family, _flags(item), payload, lambda: _operation(item))
+
+
+def plan_of(ruleset: Ruleset, values: Mapping[str, str]) -> Plan:
+    """Encode of a template what can be; ``values`` are those of one slot."""
     memo: dict[int, tuple[Command, ...]] = {}
+    forms: dict[int, attrs.Form] = {}
     for kind in KINDS:
         for identity, item in enumerate(ruleset.items[kind], 1):
             if not item.varies:
                 memo[id(item)] = new_set(item, identity) if kind == SET else (new(item),)
-    return Plan(memo, _innermost_first(ruleset.items[RULE]))
+            elif kind != SET:
+                made = item.render(values)
+                form = attrs.Form(attrs.as_input(kind, item.nodes), made.values)
+                # What is taken as input may follow from a value (the protocol of x_tables extensions).
+                if form.filled(made.values) == new(made).payload:
+                    forms[id(item)] = form
+    return Plan(memo, forms, _innermost_first(ruleset.items[RULE]))
 
 
 def new_set(item: Item, identity: int) -> tuple[Command, ...]:
@@ -288,13 +324,20 @@ def new_set(item: Item, identity: int) -> tuple[Command, ...]:
     return (new(item, Node(attrs.SET_ID, struct.pack(">I", identity))), *new_elements(item, item.elements))
 
 
-def new(item: Item, *extra: Node, flags: int = -1) -> Command:
+def new(item: Item, *extra: Node, flags: int | None = None) -> Command:
     """The message that makes one object."""
-    nodes = attrs.as_input(item.what, item.nodes) + extra
-    if flags < 0:
-        flags = nf.APPEND if item.what == RULE else nf.CREATE
+    payload = attrs.encode(attrs.as_input(item.what, item.nodes) + extra)
+    flags = _flags(item) if flags is None else flags
+    return Command(_NEW[item.what], item.family, flags, payload, lambda: _operation(item))
+
+
+def _flags(item: Item) -> int:
+    return nf.APPEND if item.what == RULE else nf.CREATE
+
+
+def _operation(item: Item) -> str:
     what = f"a rule of chain {item.name}" if item.what == RULE else f"{item.what} {item.name}"
-    return Command(_NEW[item.what], item.family, flags, attrs.encode(nodes), f"{item.place}: add {what}")
+    return f"{item.place}: add {what}"
 
 
 def new_elements(item: Item, elements: Iterable[Nodes]) -> Iterator[Command]:

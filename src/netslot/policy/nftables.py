@@ -103,7 +103,7 @@ def _cast(
         try:
             lines = cast_port_lines(program, made.template, samples)
         except Unexplained as error:
-            made = Cast(None, str(error), {})
+            made = Cast(None, str(error), {}, {})
     shown = made.template or load_and_read(program, samples[0], {})
     die = NftablesDie(program, made, lines, find(shown, lists, file), sets, defaults, scalars, len(shown.items[RULE]))
     die.prove(samples)
@@ -138,8 +138,8 @@ class NftablesDie:
         template = made.template or Ruleset()
         self._words = sorted(name for name in template.variables() if "${" in name)
         self._bindable = self._scalars.union(word for word in self._words if variables_in(word) & self._scalars)
-        self._plan = nft_template.plan_of(template)
-        self._messages = nft_state.memoise(template)
+        self._plan = nft_template.plan_of(template, made.sample)
+        self._messages = nft_state.memoise(template, made.sample)
         self._loaded: dict[tuple[tuple[str, str], ...], Ruleset] = {}
 
     @property
@@ -187,10 +187,13 @@ class NftablesDie:
         with nf.Socket() as sock:
             steady = all(item.family != _NETDEV for item in ruleset.items[CHAIN])
             if known_generation is not None and steady and sock.generation() == known_generation:
-                return cidr_sets.read(self._sets, content)
+                return self._read_sets(content)
             expected = nft_state.Expectation(ruleset, self._elements(ruleset, values, content), self._messages)
             found = nft_state.differences(sock, expected)
-        return found + cidr_sets.read(self._sets, content)
+        return found + self._read_sets(content)
+
+    def _read_sets(self, content: Parameters) -> list[Difference]:
+        return cidr_sets.read(self._sets, content) if isinstance(self._program, IptablesProgram) else []
 
     def generation(self) -> int:
         """The number of the namespace's nf_tables ruleset, which every transaction changes; for :meth:`read`."""
