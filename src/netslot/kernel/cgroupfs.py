@@ -163,9 +163,14 @@ def opened(place: Path) -> Iterator[int]:
 
 
 def enter(path: str, controllers: tuple[str, ...], pid: int = 0) -> None:
-    """Move a process (0: the caller) into the cgroup; what it starts is born there."""
-    for place in directories(path, controllers):
-        write(place / "cgroup.procs", str(pid))
+    """Move a process (0: the caller) into the cgroup, in each hierarchy that has it; what it starts is born there.
+
+    Raises KernelError ENOENT when not even the unified hierarchy has it.
+    """
+    places = directories(path, tuple(name for name in controllers if available(name)))
+    for place in places:
+        if place == places[0] or place.is_dir():
+            write(place / "cgroup.procs", str(pid))
 
 
 def processes(path: str) -> list[int]:
