@@ -23,6 +23,7 @@ ROOT_GROUP = 0x6E73
 """The interface group of root's ends: lets a static rule name all slots' links at once."""
 
 _FORWARD = {rt.IPV4_DEVCONF_FORWARDING: 1, rt.IPV4_DEVCONF_ACCEPT_REDIRECTS: 0}
+_DISABLE6 = slice(26 * 4, 27 * 4)  # DEVCONF_DISABLE_IPV6, linux/ipv6.h
 _MULTICAST6 = IPv6Network("ff00::/8")
 
 
@@ -87,13 +88,20 @@ def make_guest_link(plan: SlotPlan, slot: Socket, inner_fd: int | None) -> None:
     slot.execute([pair])
 
 
+def _quiet(plan: SlotPlan, index: int) -> list[Request]:
+    """No link-local address where IPv6 is on; a message of its own, as the kernel brings a link up before it
+    looks at this setting in the same message (do_setlink() in net/core/rtnetlink.c)."""
+    return [rt.set_link(index, quiet_ipv6=True)] if plan.ipv6 else []
+
+
 def slot_side(plan: SlotPlan) -> list[Request]:
     """Configure the slot's own links and bring them up; may be repeated."""
     values = plan.values
     mtu = plan.of.attachment.mtu
     requests = [
         rt.set_link(LOOPBACK, up=True, alias=plan.tag),
-        rt.set_link(UPLINK, up=True, mac=values["uplink_mac"], mtu=mtu, ipv4=_FORWARD, quiet_ipv6=plan.ipv6),
+        *_quiet(plan, UPLINK),
+        rt.set_link(UPLINK, up=True, mac=values["uplink_mac"], mtu=mtu, ipv4=_FORWARD),
     ]
     for root, own in plan.link_pairs():
         requests += [
@@ -104,7 +112,10 @@ def slot_side(plan: SlotPlan) -> list[Request]:
     if plan.guest_if is None:
         return requests
     gateway_mac = plan.of.attachment.gateway_mac
-    requests.append(rt.set_link(GUEST, up=True, mac=gateway_mac, mtu=mtu, ipv4=_FORWARD, quiet_ipv6=plan.ipv6))
+    requests += [
+        *_quiet(plan, GUEST),
+        rt.set_link(GUEST, up=True, mac=gateway_mac, mtu=mtu, ipv4=_FORWARD),
+    ]
     for gateway, guest in zip(plan.gateways, plan.guest_addresses, strict=True):
         requests += [
             rt.add_address(GUEST, gateway),
@@ -118,7 +129,8 @@ def inner_side(plan: SlotPlan) -> list[Request]:
     attachment = plan.of.attachment
     requests = [
         rt.set_link(LOOPBACK, up=True),
-        rt.set_link(INNER_UPLINK, up=True, mac=attachment.guest_mac, quiet_ipv6=True),
+        rt.set_link(INNER_UPLINK, quiet_ipv6=True),
+        rt.set_link(INNER_UPLINK, up=True, mac=attachment.guest_mac),
     ]
     for gateway, guest in zip(plan.gateways, plan.guest_addresses, strict=True):
         requests += [
@@ -133,6 +145,7 @@ def root_side(plan: SlotPlan, index: int) -> list[Request]:
     """Configure root's end of the link (``index``) and bring it up; may be repeated."""
     values = plan.values
     requests: list[Request] = [
+        *_quiet(plan, index),
         rt.set_link(
             index,
             up=True,
@@ -141,8 +154,7 @@ def root_side(plan: SlotPlan, index: int) -> list[Request]:
             group=ROOT_GROUP,
             alias=plan.tag,
             ipv4=_FORWARD,
-            quiet_ipv6=plan.ipv6,
-        )
+        ),
     ]
     for root, own in plan.link_pairs():
         requests += [rt.add_address(index, root), rt.add_neighbour(index, own.ip, values["uplink_mac"])]
@@ -209,13 +221,19 @@ def read_root(sock: Socket) -> dict[str, State]:
             neighbours.setdefault(entry.link, set()).add(entry._replace(link=0))
     return {
         link.name: State(
-            {0: link._replace(ifindex=0, carrier=False)},
+            {0: _own_settings(link)},
             frozenset(addresses.get(link.ifindex, ())),
             frozenset(routes.get(link.ifindex, ())),
             frozenset(neighbours.get(link.ifindex, ())),
         )
         for link in rt.links(sock)
     }
+
+
+def _own_settings(link: rt.Link) -> rt.Link:
+    """Root's end of a link without what is not netslot's to decide: its index, and most of its sysctls."""
+    ipv4 = link.ipv4_conf[:4] + link.ipv4_conf[12:16]  # forwarding, accept_redirects
+    return link._replace(ifindex=0, carrier=False, ipv4_conf=ipv4, ipv6_conf=link.ipv6_conf[_DISABLE6])
 
 
 class Expectation:

@@ -76,13 +76,18 @@ class Workshop:
 
     def build(self, plan: SlotPlan, template: Template) -> None:
         """Make the slot with everything in it, and pin it. KernelError leaves nothing of it behind."""
-        with self.unseen(plan, template) as slot_fd:
+        with self.unseen(plan, template) as (slot_fd, inner_fd):
+            if plan.inner_netns is not None and inner_fd is not None:
+                repin(plan.inner_netns, inner_fd)
             netns.pin(plan.netns, slot_fd)
             self._lap("pin")
 
     @contextlib.contextmanager
-    def unseen(self, plan: SlotPlan, template: Template) -> Iterator[int]:
-        """A slot that is whole but not pinned, as a descriptor; unless it is pinned it goes with the block."""
+    def unseen(self, plan: SlotPlan, template: Template) -> Iterator[tuple[int, int | None]]:
+        """A slot that is whole but not pinned, and its container's namespace, as descriptors.
+
+        Unless they are pinned they go with the block.
+        """
         self._last = time.perf_counter()
         with contextlib.ExitStack() as held:
             inner_fd = held.enter_context(_new_namespace()) if plan.inner_netns else None
@@ -93,19 +98,12 @@ class Workshop:
                     self._furnish(plan, template, inner_fd)
                 self.open_root_side(plan)
                 if inner_fd is not None:
-                    self.finish_inner(plan, inner_fd)
-                yield slot_fd
+                    with netns.entered(inner_fd), Socket() as inner:
+                        inner.execute(links.inner_side(plan))
+                yield slot_fd, inner_fd
             except BaseException:
                 self.destroy(plan.netns)
                 raise
-
-    def finish_inner(self, plan: SlotPlan, inner_fd: int) -> None:
-        """Configure a container's namespace and pin it in place of the one before."""
-        with netns.entered(inner_fd), Socket() as inner:
-            inner.execute(links.inner_side(plan))
-        assert plan.inner_netns is not None
-        netns.unpin(plan.inner_netns)
-        netns.pin(plan.inner_netns, inner_fd)
 
     def _furnish(self, plan: SlotPlan, template: Template, inner_fd: int | None) -> None:
         """Everything inside the slot, which the calling thread is in."""
@@ -150,6 +148,12 @@ class Workshop:
         netns.unpin(name)
 
 
+def repin(name: str, fd: int) -> None:
+    """Give ``name`` to another namespace."""
+    netns.unpin(name)
+    netns.pin(name, fd)
+
+
 @contextlib.contextmanager
 def _new_namespace() -> Iterator[int]:
     """A new namespace; it dies with the block unless it was pinned."""
@@ -182,7 +186,7 @@ def recycle(plan: SlotPlan, template: Template, workshop: Workshop, running: Cal
     """
     _refuse_processes(plan, running)
     if plan.inner_netns:
-        _replace_inner(plan, workshop)
+        _replace_inner(plan)
     with inside(plan):
         _empty(plan)
         for die in template.dies:
@@ -228,7 +232,7 @@ def _empty(plan: SlotPlan) -> None:
                 raise NotCleanError(f"a process still holds {plan.guest_if} of {plan.netns} open")
 
 
-def _replace_inner(plan: SlotPlan, workshop: Workshop) -> None:
+def _replace_inner(plan: SlotPlan) -> None:
     """A container may have changed anything in its own namespace: give the next one another."""
     assert plan.inner_netns is not None
     with _new_namespace() as inner_fd:
@@ -236,7 +240,9 @@ def _replace_inner(plan: SlotPlan, workshop: Workshop) -> None:
             slot.execute([rt.delete_link(GUEST)._replace(ignore=(errno.ENODEV,))])
             links.make_guest_link(plan, slot, inner_fd)
             slot.execute(links.slot_side(plan))
-        workshop.finish_inner(plan, inner_fd)
+        with netns.entered(inner_fd), Socket() as inner:
+            inner.execute(links.inner_side(plan))
+        repin(plan.inner_netns, inner_fd)
 
 
 def restore_links(plan: SlotPlan, workshop: Workshop, slot: Socket) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
+from functools import partial
 
 from netslot.errors import SpecError
 from netslot.host import links
@@ -15,6 +17,8 @@ from netslot.policy import bpf, cgroup, iptables, nat, nftables, rates, routes
 from netslot.policy.base import Die, Parameters, Values
 from netslot.spec.model import ClassSpec, HostSpec
 from netslot.spec.policies import BpfSection
+
+_SETTLE_SECONDS = 0.05
 
 
 def cast(spec: HostSpec, of: ClassSpec, host_id: str) -> Template:
@@ -120,10 +124,18 @@ def _learn_here(sample: SlotPlan) -> links.Expectation:
 def _build_and_read(sample: SlotPlan) -> links.Expectation:
     workshop = Workshop()
     try:
-        with workshop.unseen(sample, Template((), ())) as slot_fd:
-            with netns.entered(slot_fd), Socket() as slot:
-                inside = links.read(slot)
-            root = links.read_root(workshop.root)[sample.root_if]
-        return links.Expectation(sample, inside, root)
+        with workshop.unseen(sample, Template((), ())) as (slot_fd, _):
+            read = partial(_read_both, sample, slot_fd, workshop)
+            before, now = None, read()
+            while sample.ipv6 and before != now:  # IPv6 adds its local routes a moment after the address
+                time.sleep(_SETTLE_SECONDS)
+                before, now = now, read()
+        return links.Expectation(sample, *now)
     finally:
         workshop.close()
+
+
+def _read_both(sample: SlotPlan, slot_fd: int, workshop: Workshop) -> tuple[links.State, links.State]:
+    with netns.entered(slot_fd), Socket() as slot:
+        inside = links.read(slot)
+    return inside, links.read_root(workshop.root)[sample.root_if]
