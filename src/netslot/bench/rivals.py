@@ -10,7 +10,6 @@ from netslot.bench.tenants import (
     POOL,
     RESOLVERS,
     ROOT_NAT,
-    SLOT_PREFIX,
     UPLINK,
     Tenant,
     iptables_rules,
@@ -48,21 +47,6 @@ _MASQUERADE = f"""  chain postrouting {{
     oifname "{UPLINK}" masquerade
   }}
 """
-
-STATIC_ROOT = f"""table ip static {{
-  chain prerouting {{
-    type filter hook prerouting priority raw; policy accept;
-    iifname "{SLOT_PREFIX}*" fib saddr . iif oif missing drop
-  }}
-  chain forward {{
-    type filter hook forward priority filter; policy drop;
-    ct state established,related accept
-    iifname "{SLOT_PREFIX}*" oifname "{UPLINK}" accept
-  }}
-{_MASQUERADE}}}
-"""
-"""A root ruleset that names no tenant: nothing in it depends on how many there are."""
-STATIC_ROOT_RULES = 4
 
 NAT_ONLY = f"table ip natonly {{\n{_MASQUERADE}}}\n"
 

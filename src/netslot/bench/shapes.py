@@ -9,7 +9,10 @@ from dataclasses import dataclass, replace
 
 from netslot.bench import rivals
 from netslot.bench.tenants import ROOT_NAT, RULES_PER_TENANT, Tenant, iptables_table
+from netslot.bench.yard import host_spec
 from netslot.errors import HostError, NetslotError
+from netslot.host import root_text
+from netslot.host.root_text import nft_preset
 from netslot.kernel import netlink, xtables
 from netslot.kernel import nf_tables as nf
 from netslot.kernel.nf_attrs import CHAIN, RULE, SET
@@ -20,7 +23,7 @@ LEGACY = ("iptables-legacy-restore",)
 IPTABLES_NFT = ("iptables-nft-restore",)
 NFT = ("nft", "-f", "-")
 
-_IP_FAMILY = 2
+_IP_FAMILY, _INET_FAMILY = 2, 1
 _TABLE_NAME, _TABLE_FLAGS, _DORMANT = 1, 2, 1
 
 
@@ -58,6 +61,7 @@ class Shape:
     more: str = ""
     less: str = ""
     note: str | None = None
+    family: int = _IP_FAMILY
 
     @property
     def legacy(self) -> bool:
@@ -96,7 +100,7 @@ class Shape:
             [
                 nf.Command(
                     nf.NEWTABLE,
-                    _IP_FAMILY,
+                    self.family,
                     0,
                     netlink.attr_str(_TABLE_NAME, table) + netlink.attr_be32(_TABLE_FLAGS, flags),
                     f"switch table {table} {'on' if on else 'off'}",
@@ -140,8 +144,10 @@ def nat_only() -> Shape:
 
 
 def static_root() -> Shape:
-    """The root namespace of slots."""
-    return Shape("static", NFT, rivals.STATIC_ROOT, ("static",), 0, rivals.STATIC_ROOT_RULES)
+    """The root namespace of slots: what ``netslot up`` puts there."""
+    text = nft_preset(host_spec(1))
+    rules = [line for line in text.splitlines() if line.startswith("\t\t") and not line.startswith("\t\ttype ")]
+    return Shape("static", NFT, text, (root_text.TABLE,), 0, len(rules), family=_INET_FAMILY)
 
 
 def _filter(lines: Sequence[str], chains: Sequence[str] = ()) -> str:

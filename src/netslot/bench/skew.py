@@ -39,7 +39,7 @@ SHAPES = ("none", "nat-only", *ROOT_SHAPES, *SLOT_SHAPES)
 
 _PLAIN_POOL = IPv4Address("10.203.0.0")
 _OWN_LINKS = IPv4Address("100.64.0.0")
-_BLOCK_S = 2.5
+_BLOCK_S = 0.6
 _LEAST_SAMPLES = 5
 
 
@@ -51,7 +51,7 @@ class Plan:
     shapes: tuple[str, ...] = SHAPES
     positions: int = 5
     samples: int = 400
-    rounds: int = 8
+    rounds: int = 20
     add_times: int = 5
     seed: int = 1
 
