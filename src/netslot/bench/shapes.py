@@ -19,8 +19,8 @@ from netslot.kernel.nf_attrs import CHAIN, RULE, SET
 from netslot.policy import nft_template
 from netslot.policy.nft_cast import in_scratch
 
-LEGACY = ("iptables-legacy-restore",)
-IPTABLES_NFT = ("iptables-nft-restore",)
+LEGACY = ("iptables-legacy-restore", "--noflush")
+IPTABLES_NFT = ("iptables-nft-restore", "--noflush")
 NFT = ("nft", "-f", "-")
 
 _IP_FAMILY, _INET_FAMILY = 2, 1
@@ -67,12 +67,6 @@ class Shape:
     def legacy(self) -> bool:
         return self.tool == LEGACY
 
-    @property
-    def add_tool(self) -> tuple[str, ...]:
-        """The command that adds to what is loaded. (The restore tools' own loading of a large file is quadratic
-        with this option, so it is kept to where it belongs.)"""
-        return self.tool if self.tool == NFT else (*self.tool, "--noflush")
-
     def load(self) -> float:
         """Feed the whole text to the tool; the seconds it took.
 
@@ -115,8 +109,8 @@ class Shape:
         """How long the tool takes to add one tenant's rules, ``times`` times; the tenant is removed again."""
         taken = []
         for _ in range(times):
-            taken.append(run_tool(self.add_tool, self.more) * 1e6)
-            run_tool(self.add_tool, self.less)
+            taken.append(run_tool(self.tool, self.more) * 1e6)
+            run_tool(self.tool, self.less)
         return taken
 
 

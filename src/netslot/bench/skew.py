@@ -280,7 +280,7 @@ class _Bench:
         elif run.name == "root-nft-verdict-map":
             run.add["netlink, netslot's code"] = median(shapes.verdict_map_netlink_us(run.root, 4 * times))
         if run.root.more:
-            run.add[" ".join(run.root.add_tool)] = median(run.root.add_tenant_us(times))
+            run.add[" ".join(run.root.tool)] = median(run.root.add_tenant_us(times))
 
     def _stamp_times(self, backend: str, times: int) -> list[float]:
         """µs of a stamp in each of ``times`` fresh namespaces."""
