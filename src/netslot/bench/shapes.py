@@ -70,8 +70,8 @@ class Shape:
     def load(self) -> float:
         """Feed the whole text to the tool; the seconds it took.
 
-        Best before there are links: iptables asks getaddrinfo(3) about every address of a rule, and that dumps
-        all addresses of all links first (two minutes for 120,000 rules at 4,000 links).
+        Best before there are links: iptables asks getaddrinfo(3) about every UDP port of a rule, and that dumps
+        all addresses of all links first (minutes for 120,000 rules at 4,000 links).
         """
         return run_tool(self.tool, self.text)
 
