@@ -10,6 +10,7 @@ them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -55,6 +56,9 @@ BASIC = {
 FREE_TEXT = frozenset(("--comment", "--log-prefix", "--nflog-prefix", "--ulog-prefix", "--string", "--algo"))
 """Options whose value may look like an option."""
 
+_CUT = re.compile(r" (?=(?:! )?-[sdiopmjg] )")
+_OLD_NEGATION = re.compile(r"-\S+ ! [^-]")
+
 _POLICY = ["-m", "policy"]  # has an option --proto of its own
 
 _NO_MATCHES: tuple[m.Match, ...] = ()
@@ -91,6 +95,7 @@ class ClauseParser:
     def __init__(self, family: Family) -> None:
         self._family = family
         self._known: dict[tuple[str, ...], Clause] = {}
+        self._plain: dict[str, Clause] = {}
         self._tuples: dict[tuple[m.Match, ...], tuple[m.Match, ...]] = {}
         self._targets: dict[t.Target, t.Target] = {}
         self._matches: dict[m.Match, m.Match] = {}
@@ -100,6 +105,45 @@ class ClauseParser:
         """Start of a table: what a bare ``-j NAME`` means depends on the chains declared in it."""
         self._chains = chains
         self._known = {words: clause for words, clause in self._known.items() if clause.target is None}
+        self._plain = {text: clause for text, clause in self._plain.items() if clause.target is None}
+
+    def parse_plain(self, text: str) -> RuleParts | None:
+        """A rule in the form that nearly all of a dump has: no quotes, comments or counters, options in order.
+
+        None for any other, also for one that is wrong: ``parse_rule`` is for these, and knows what to say.
+        """
+        if '"' in text:
+            return None
+        known = self._plain
+        matches: list[m.Match] = []
+        target: t.Target | None = None
+        for piece in _CUT.split(text):
+            clause = known.get(piece)
+            if clause is None:
+                clause = self._plain_clause(piece)
+                if clause is None:
+                    return None
+            matches += clause.matches
+            if clause.target is not None:
+                if target is not None:
+                    return None
+                target = clause.target
+        return RuleParts(tuple(matches), target or NO_TARGET, "", None, None)
+
+    def _plain_clause(self, piece: str) -> Clause | None:
+        pieces = split_clauses(piece.split())
+        if len(pieces) != 1 or _OLD_NEGATION.search(piece):
+            return None
+        clause = self._known.get(pieces[0])
+        if clause is None:
+            try:
+                clause = self._known[pieces[0]] = self._analyse(pieces[0])
+            except ValueError:  # parse_rule meets it again, and tells
+                return None
+        if clause.comment or clause.strangers or clause.counters or clause.family:
+            return None
+        self._plain[piece] = clause
+        return clause
 
     def parse_rule(self, words: list[str]) -> RuleParts:
         """The words of one rule, after ``-A CHAIN``."""

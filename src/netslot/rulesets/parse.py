@@ -278,7 +278,12 @@ class _Reader:
     def _append(self, line: str, counters: Counters | None) -> None:
         """``-A CHAIN rule``."""
         name, _, text = line[3:].strip().partition(" ")
-        self._chain(name).rules.extend(self._rules(text, counters))
+        chain = self._chains.get(name) or self._chain(name)
+        parts = self._clauses.parse_plain(text)
+        if parts is not None:
+            chain.rules.append(Rule(parts.matches, parts.target, text, self._number, "", counters))
+        else:
+            chain.rules.extend(self._rules(text, counters))
 
     def _insert(self, line: str, counters: Counters | None) -> None:
         """``-I CHAIN [number] rule``."""
