@@ -12,7 +12,7 @@ from typing import TypeVar
 from netslot.errors import KernelError, NetslotError, RefusedError, UsageError
 from netslot.host import lint, root, slots
 from netslot.host.engine import Engine, read_tag
-from netslot.host.ledger import SlotRecord
+from netslot.host.ledger import SlotRecord, clock
 from netslot.host.plan import SlotPlan, parse_tag
 from netslot.host.slots import NotCleanError, Template, Workshop
 from netslot.kernel import cgroupfs, netns, sockets
@@ -163,13 +163,18 @@ class _Builder:
             for record in self.ledger.slots("free", "dirty", "quarantined")
             if record.class_name in wanted and (record.state != "free" or record.digest != wanted[record.class_name])
         ]
-        states = {record.slot: record for record in stale}
         if not stale:
             return
-        claimed = self.ledger.claim_many(states, "free", "quarantined", "dirty")
         processes = sockets.processes_by_namespace()
-        for number in self._each("restamping", claimed):
-            self._refresh(workshop, states[number], processes)
+        taken = {record.slot for record in self.ledger.take_dirty()}
+        try:
+            for record in self._each("restamping", stale):
+                # One after the other, so that the rest of the pool can be handed out meanwhile.
+                if record.slot in taken or self.ledger.claim(record.slot, "free", "quarantined"):
+                    with self.engine.holding(record.slot):
+                        self._refresh(workshop, record, processes)
+        finally:
+            self.ledger.unclaim(taken | {record.slot for record in stale})
 
     def _refresh(self, workshop: Workshop, record: SlotRecord, processes: dict[int, list[int]]) -> None:
         plan = self.engine.plan(record.slot, record.class_name)
@@ -182,7 +187,7 @@ class _Builder:
                     slots.recycle(plan, template, workshop, lambda inode: processes.get(inode, []))
                 except (NotCleanError, KernelError):
                     rebuild(self.engine, plan, template, workshop)
-            self.ledger.settle(plan.number, plan.of.digest, ready_at=time.time())
+            self.ledger.settle(plan.number, plan.of.digest, ready_at=clock())
         except NetslotError as error:
             self.ledger.quarantine(plan.number, str(error))
 
@@ -251,7 +256,7 @@ def down(engine: Engine, *, force: bool = False, progress: Progress | None = Non
         count = engine.run(lambda workshop: _take_down(engine, workshop, progress)) if ledger.get("spec") else 0
         state_dir = engine.state_dir
         engine.close()
-        for pattern in ("ledger.db*", "facts.json", "identity", "lock"):
+        for pattern in ("ledger.db*", "facts.json", "identity", "lock", "slots.lock"):
             for file in state_dir.glob(pattern):
                 file.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # it holds files of somebody else's

@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import secrets
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ T = TypeVar("T")
 
 DEFAULT_STATE_DIR = Path("/run/netslot")
 
+_FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit systems: type, whence, start, length, pid
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -39,11 +41,13 @@ class Engine:
     host was made with.
     """
 
-    def __init__(self, state_dir: Path, root_netns: str | None = None) -> None:
+    def __init__(self, state_dir: Path, root_netns: str | None = None, *, ledger: Ledger | None = None) -> None:
         self.state_dir = state_dir
         self.root_netns = root_netns
         self._lock = threading.RLock()
-        self._ledger: Ledger | None = None
+        self._ledger = ledger
+        self._owns_ledger = ledger is None
+        self._slot_locks = -1
         self._worker: netns.Worker | None = None
         self._workshop: Workshop | None = None
         self._spec: HostSpec | None = None
@@ -57,9 +61,19 @@ class Engine:
                 if self._workshop is not None:
                     self._worker.run(self._workshop.close)
                 self._worker.close()
-            if self._ledger is not None:
+            if self._ledger is not None and self._owns_ledger:
                 self._ledger.close()
+            if self._slot_locks >= 0:
+                os.close(self._slot_locks)
+                self._slot_locks = -1
             self._worker = self._workshop = self._ledger = None
+
+    def beside(self) -> Engine:
+        """A second engine of the same host, with a worker thread of its own, for work that this must not wait for.
+
+        It shares the ledger: close it before this one.
+        """
+        return Engine(self.state_dir, self.root_netns, ledger=self.ledger)
 
     # --- the state directory -------------------------------------------------------------------------
 
@@ -152,6 +166,25 @@ class Engine:
             yield
         finally:
             os.close(fd)
+
+    @contextlib.contextmanager
+    def holding(self, number: int) -> Iterator[None]:
+        """Keep all others, threads and processes, from changing slot ``number`` in the kernel meanwhile.
+
+        One byte of a file for each slot; the lock goes with the process (fcntl(2), open file description locks).
+        Only for the worker thread, which holds one at a time.
+        """
+        if self._slot_locks < 0:
+            path = self.state_dir / "slots.lock"
+            try:
+                self._slot_locks = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                raise NetslotError(f"cannot open {path}: {error.strerror}") from error
+        fcntl.fcntl(self._slot_locks, fcntl.F_OFD_SETLKW, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, number, 1, 0))
+        try:
+            yield
+        finally:
+            fcntl.fcntl(self._slot_locks, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, number, 1, 0))
 
     # --- the spec ------------------------------------------------------------------------------------
 

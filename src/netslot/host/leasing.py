@@ -14,7 +14,7 @@ from typing import Any
 from netslot.errors import KernelError, NetslotError, RefusedError, UsageError
 from netslot.host import building, slots
 from netslot.host.engine import Engine
-from netslot.host.ledger import LeaseRecord, SlotRecord
+from netslot.host.ledger import LeaseRecord, SlotRecord, clock, is_alive
 from netslot.host.plan import SlotPlan
 from netslot.host.slots import NotCleanError, Workshop
 from netslot.kernel import netns, sockets
@@ -62,7 +62,7 @@ class Lease:
             "params": dict(self.record.params),
             "acquired_at": datetime.fromtimestamp(self.record.acquired_at, UTC).isoformat(),
             "expires_at": (
-                datetime.fromtimestamp(self.record.expires_at, UTC).isoformat()
+                datetime.fromtimestamp(time.time() + self.record.expires_at - clock(), UTC).isoformat()
                 if self.record.expires_at is not None
                 else None
             ),
@@ -135,29 +135,15 @@ def acquire(
     seconds, and those who ask are served in the order in which they came. UsageError for a class or parameter
     that the spec does not have.
     """
-    if not owner or len(owner) > 200:
-        raise UsageError("an owner is a text of 1 to 200 characters")
-    name = class_name or next(iter(engine.spec.classes))
-    of = engine.plan(1, name).of
-    bound = of.bind(params or {})
-    binding = any(bound[key] != of.parameters[key].default for key in params or {})
+    request = Request(owner, class_name, params or {}, os.getuid() if uid is None else uid, ttl)
     deadline = time.monotonic() + wait
-    ticket = engine.ledger.queue_up(name) if wait > 0 else None
+    ticket = engine.ledger.queue_up(class_of(engine, class_name)) if wait > 0 else None
     try:
         while True:
-            record, new = engine.ledger.acquire(
-                secrets.token_hex(8),
-                owner,
-                name,
-                bound,
-                uid=os.getuid() if uid is None else uid,
-                binding=binding,
-                ttl=ttl,
-                ticket=ticket,
-            )
-            if record is not None:
-                break
-            if recover(engine):
+            lease = grant(engine, request, ticket)
+            if lease is not None:
+                return lease
+            if end_overdue(engine) + recover(engine):
                 continue
             if time.monotonic() >= deadline:
                 return None
@@ -165,17 +151,83 @@ def acquire(
     finally:
         if ticket is not None:
             engine.ledger.leave_queue(ticket)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for: ``uid`` is the user who asks, ``holder`` the process that the lease is to end with."""
+
+    owner: str
+    class_name: str | None
+    params: Mapping[str, object]
+    uid: int
+    ttl: float | None = None
+    holder: str = ""
+
+
+def class_of(engine: Engine, name: str | None) -> str:
+    """The class ``name``, or the spec's first."""
+    return name or next(iter(engine.spec.classes))
+
+
+def grant(engine: Engine, request: Request, ticket: int | None = None) -> Lease | None:
+    """Lease a slot if one is free and nobody stands before ``ticket``; None when not. Errors as :func:`acquire`.
+
+    RefusedError when the owner has a lease of another user's, or of another class.
+    """
+    if not request.owner or len(request.owner) > 200:
+        raise UsageError("an owner is a text of 1 to 200 characters")
+    name = class_of(engine, request.class_name)
+    of = engine.plan(1, name).of
+    bound = of.bind(request.params)
+    binding = any(bound[key] != of.parameters[key].default for key in request.params)
+    record, new = engine.ledger.acquire(
+        secrets.token_hex(8),
+        request.owner,
+        name,
+        bound,
+        uid=request.uid,
+        binding=binding,
+        ttl=request.ttl,
+        holder=request.holder,
+        ticket=ticket,
+    )
+    if record is None:
+        return None
     if new and binding:
         _bind_new(engine, record, bound)
-    if not new and record.class_name != name and class_name is not None:
-        raise UsageError(f"{owner} holds slot {record.slot} of class {record.class_name}", hint="release it first")
+    if not new:
+        _refuse_other(request, record)
+        slot = engine.ledger.slot(record.slot)
+        if slot is None or slot.state == "binding":
+            return None  # another process is at it, or died over it
     return Lease(record, engine.plan(record.slot, record.class_name))
+
+
+def _refuse_other(request: Request, record: LeaseRecord) -> None:
+    if request.uid not in (0, record.uid):
+        raise RefusedError(f"{request.owner} holds a lease of another user's")
+    if request.class_name not in (None, record.class_name):
+        raise RefusedError(
+            f"{request.owner} holds slot {record.slot} of class {record.class_name}", hint="release it first"
+        )
+
+
+def end_overdue(engine: Engine) -> int:
+    """End the leases whose time has run out or whose holder has ended, and leave their slots dirty; how many."""
+    over = engine.ledger.expired() + [each for each in engine.ledger.held() if not is_alive(each.holder)]
+    return sum(engine.ledger.release(each.lease) is not None for each in over)
 
 
 def _bind_new(engine: Engine, record: LeaseRecord, bound: Mapping[str, Bound]) -> None:
     plan = engine.plan(record.slot, record.class_name)
+
+    def put(_: Workshop) -> None:
+        with engine.holding(record.slot):
+            _bind(engine, plan, bound)
+
     try:
-        engine.run(lambda _: _bind(engine, plan, bound))
+        engine.run(put)
     except BaseException:
         engine.ledger.release(record.lease)
         recover(engine)
@@ -196,23 +248,32 @@ def update(engine: Engine, lease: str, params: Mapping[str, object]) -> Lease:
     Every packet is judged by the old values or the new ones, and established connections stay. Written down
     first: after a crash in between, ``verify --repair`` puts the new values in force.
     """
+    record = _existing(engine, lease)
+    plan = engine.plan(record.slot, record.class_name)
+    plan.of.bind(params)  # nonsense is refused before anything waits
+
+    def change(_: Workshop) -> LeaseRecord:
+        with engine.holding(record.slot):
+            current = _existing(engine, lease)
+            before = plan.of.bind(current.params)
+            after = plan.of.bind({**current.params, **params})
+            engine.ledger.rebound(lease, after)
+            try:
+                _bind(engine, plan, after)
+            except BaseException:
+                engine.ledger.rebound(lease, before)
+                _bind(engine, plan, before)
+                raise
+            return _existing(engine, lease)
+
+    return Lease(engine.run(change), plan)
+
+
+def _existing(engine: Engine, lease: str) -> LeaseRecord:
     record = engine.ledger.lease(lease=lease)
     if record is None:
-        raise RefusedError(f"there is no lease {lease}")
-    plan = engine.plan(record.slot, record.class_name)
-    before = plan.of.bind(record.params)
-    after = plan.of.bind({**record.params, **params})
-    engine.ledger.rebound(lease, after)
-    try:
-        engine.run(lambda _: _bind(engine, plan, after))
-    except BaseException:
-        engine.ledger.rebound(lease, before)
-        engine.run(lambda _: _bind(engine, plan, before))
-        raise
-    changed = engine.ledger.lease(lease=lease)
-    if changed is None:
-        raise RefusedError(f"lease {lease} ended meanwhile")
-    return Lease(changed, plan)
+        raise RefusedError(f"there is no lease {lease}", hint="netslot ls --state leased")
+    return record
 
 
 def release(engine: Engine, record: LeaseRecord, *, clean: bool = True) -> bool:
@@ -236,14 +297,18 @@ def recover(engine: Engine) -> int:
     records = engine.ledger.take_dirty()
     if not records:
         return 0
-    return engine.run(lambda workshop: _clean(engine, workshop, records))
+    try:
+        return engine.run(lambda workshop: _clean(engine, workshop, records))
+    finally:
+        engine.ledger.unclaim(record.slot for record in records)
 
 
 def _clean(engine: Engine, workshop: Workshop, records: Sequence[SlotRecord]) -> int:
     processes = sockets.processes_by_namespace()
     freed = 0
     for record in records:
-        freed += clean_one(engine, workshop, record, processes)
+        with engine.holding(record.slot):
+            freed += clean_one(engine, workshop, record, processes)
     return freed
 
 
@@ -265,5 +330,5 @@ def clean_one(engine: Engine, workshop: Workshop, record: SlotRecord, processes:
         except NetslotError as error:
             engine.ledger.quarantine(record.slot, f"{reason}; and it cannot be rebuilt: {error}")
             return False
-    engine.ledger.settle(record.slot, plan.of.digest, ready_at=time.time() + engine.spec.hold_down)
+    engine.ledger.settle(record.slot, plan.of.digest, ready_at=clock() + engine.spec.hold_down)
     return True

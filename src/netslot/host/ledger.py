@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -32,7 +33,8 @@ CREATE TABLE IF NOT EXISTS slots (
 CREATE INDEX IF NOT EXISTS slots_by_state ON slots (class, state, ready_at);
 CREATE TABLE IF NOT EXISTS leases (
     lease TEXT PRIMARY KEY, slot INTEGER NOT NULL UNIQUE, owner TEXT NOT NULL UNIQUE, class TEXT NOT NULL,
-    params TEXT NOT NULL, uid INTEGER NOT NULL, acquired_at REAL NOT NULL, expires_at REAL) WITHOUT ROWID;
+    params TEXT NOT NULL, uid INTEGER NOT NULL, acquired_at REAL NOT NULL, expires_at REAL,
+    holder TEXT NOT NULL DEFAULT '') WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS queue (
     ticket INTEGER PRIMARY KEY AUTOINCREMENT, class TEXT NOT NULL, process TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS leases_by_expiry ON leases (expires_at) WHERE expires_at IS NOT NULL;
@@ -43,7 +45,7 @@ _BUSY_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class SlotRecord:
-    """One slot. ``ready_at`` is a Unix time: a free slot is handed out only after it."""
+    """One slot. ``ready_at`` is a time of :func:`clock`: a free slot is handed out only after it."""
 
     slot: int
     class_name: str
@@ -55,7 +57,10 @@ class SlotRecord:
 
 @dataclass(frozen=True, slots=True)
 class LeaseRecord:
-    """One lease; times are Unix times, ``expires_at`` None for a lease without an end."""
+    """One lease. ``acquired_at`` is a Unix time; ``expires_at`` is of :func:`clock`, None for a lease without an end.
+
+    ``holder`` is the process with which the lease ends, as :func:`identify` names it, or empty.
+    """
 
     lease: str
     slot: int
@@ -65,15 +70,26 @@ class LeaseRecord:
     uid: int
     acquired_at: float
     expires_at: float | None
+    holder: str = ""
+
+
+def clock() -> float:
+    """Seconds since boot. Setting the machine's clock neither ends leases nor keeps slots from being handed out."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def identify(pid: int) -> str:
+    """What tells a process from every other of this boot: its id and when it started (proc(5), field 22)."""
+    return f"{pid}:{_started(pid)}"
 
 
 def myself() -> str:
-    """What tells this process from every other of this boot: its id and when it started (proc(5), field 22)."""
-    return f"{os.getpid()}:{_started(os.getpid())}"
+    """This process, as :func:`identify` names it."""
+    return identify(os.getpid())
 
 
 def is_alive(process: str) -> bool:
-    """Whether the process that :func:`myself` named in it still runs."""
+    """Whether the process that :func:`identify` named still runs."""
     pid, _, started = process.partition(":")
     return pid.isdecimal() and _started(int(pid)) == started
 
@@ -91,10 +107,11 @@ class LedgerError(NetslotError):
 
 
 class Ledger:
-    """The ledger of one state directory. A connection may be used by any thread, one at a time."""
+    """The ledger of one state directory, usable by any thread."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock = threading.RLock()
         try:
             self._db = sqlite3.connect(
                 path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256
@@ -110,22 +127,25 @@ class Ledger:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
+        with self._lock:
             try:
-                yield self._db
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
-        except sqlite3.Error as error:
-            raise _failure(self.path, error) from error
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._db
+                    self._db.execute("COMMIT")
+                except BaseException:
+                    if self._db.in_transaction:  # some errors, such as a full disk, end it themselves
+                        self._db.execute("ROLLBACK")
+                    raise
+            except sqlite3.Error as error:
+                raise _failure(self.path, error) from error
 
     def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        try:
-            return self._db.execute(query, values).fetchall()
-        except sqlite3.Error as error:
-            raise _failure(self.path, error) from error
+        with self._lock:
+            try:
+                return self._db.execute(query, values).fetchall()
+            except sqlite3.Error as error:
+                raise _failure(self.path, error) from error
 
     # --- what is known of the host -------------------------------------------------------------------
 
@@ -158,7 +178,7 @@ class Ledger:
 
     def add(self, slots: Iterable[tuple[int, str, str]], state: State = "free", reason: str = "") -> None:
         """Record slots (number, class, digest) that were built or found; known ones are left as they are."""
-        now = time.time() if state == "free" else 0.0
+        now = clock() if state == "free" else 0.0
         with self._transaction() as db:
             db.executemany(
                 "INSERT OR IGNORE INTO slots VALUES (?, ?, ?, ?, ?, ?, '')",
@@ -198,8 +218,14 @@ class Ledger:
                 taken.append(number)
         return [record for number in taken if (record := self.slot(number)) is not None]
 
+    def unclaim(self, numbers: Iterable[int]) -> None:
+        """Leave claimed slots dirty for whoever comes next."""
+        with self._transaction() as db:
+            query = "UPDATE slots SET process = '' WHERE slot = ? AND state = 'dirty' AND process = ?"
+            db.executemany(query, [(number, myself()) for number in numbers])
+
     def settle(self, number: int, digest: str, *, ready_at: float) -> None:
-        """A dirty slot was cleaned: it is free, with template ``digest``, from ``ready_at`` on."""
+        """A dirty slot was cleaned: it is free, with template ``digest``, from ``ready_at`` (:func:`clock`) on."""
         with self._transaction() as db:
             db.execute(
                 "UPDATE slots SET state = 'free', digest = ?, ready_at = ?, reason = '', process = '' WHERE slot = ?",
@@ -224,6 +250,7 @@ class Ledger:
         uid: int,
         binding: bool,
         ttl: float | None = None,
+        holder: str = "",
         ticket: int | None = None,
     ) -> tuple[LeaseRecord | None, bool]:
         """Give ``owner`` the slot of ``class_name`` that has been free longest.
@@ -232,14 +259,13 @@ class Ledger:
         the slot in that state until :meth:`bound`. (None, False) when no slot is ready, or somebody stands before
         ``ticket`` in the queue for the class.
         """
-        now = time.time()
+        now = clock()
         expires = now + ttl if ttl is not None else None
         with self._transaction() as db:
             row = db.execute(f"{_LEASES} WHERE owner = ?", (owner,)).fetchone()
             if row is not None:
                 return _lease(row), False
-            first = db.execute("SELECT min(ticket) FROM queue WHERE class = ?", (class_name,)).fetchone()[0]
-            if first is not None and first != ticket:
+            if not _is_first(db, class_name, ticket):
                 return None, False
             row = db.execute(
                 "SELECT slot FROM slots WHERE class = ? AND state = 'free' AND ready_at <= ?"
@@ -252,10 +278,20 @@ class Ledger:
             state = "binding" if binding else "leased"
             process = myself() if binding else ""
             db.execute("UPDATE slots SET state = ?, process = ? WHERE slot = ?", (state, process, number))
-            record = LeaseRecord(lease, number, owner, class_name, params, uid, now, expires)
+            record = LeaseRecord(lease, number, owner, class_name, params, uid, time.time(), expires, holder)
             db.execute(
-                "INSERT INTO leases VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (lease, number, owner, class_name, json.dumps(dict(params)), uid, now, expires),
+                "INSERT INTO leases VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    lease,
+                    number,
+                    owner,
+                    class_name,
+                    json.dumps(dict(params)),
+                    uid,
+                    record.acquired_at,
+                    expires,
+                    holder,
+                ),
             )
         return record, True
 
@@ -273,9 +309,14 @@ class Ledger:
 
     def renew(self, lease: str, ttl: float | None) -> bool:
         """Set when the lease ends, from now; None for never. False when there is no such lease."""
-        expires = time.time() + ttl if ttl is not None else None
+        expires = clock() + ttl if ttl is not None else None
         with self._transaction() as db:
             return db.execute("UPDATE leases SET expires_at = ? WHERE lease = ?", (expires, lease)).rowcount > 0
+
+    def hold(self, lease: str, holder: str) -> None:
+        """Set the process with which a lease ends."""
+        with self._transaction() as db:
+            db.execute("UPDATE leases SET holder = ? WHERE lease = ?", (holder, lease))
 
     def release(self, lease: str) -> int | None:
         """End a lease: its slot becomes dirty and is returned; None when there is no such lease."""
@@ -293,11 +334,8 @@ class Ledger:
             return db.execute(query, (number,)).rowcount > 0
 
     def queue_up(self, class_name: str) -> int:
-        """Take a place in the queue for slots of a class. Places of processes that died are given up."""
+        """Take a place in the queue for slots of a class; it lasts until :meth:`leave_queue` or the process's end."""
         with self._transaction() as db:
-            waiting = db.execute("SELECT ticket, process FROM queue").fetchall()
-            dead = [(ticket,) for ticket, process in waiting if not is_alive(process)]
-            db.executemany("DELETE FROM queue WHERE ticket = ?", dead)
             query = "INSERT INTO queue (class, process) VALUES (?, ?) RETURNING ticket"
             return int(db.execute(query, (class_name, myself())).fetchone()[0])
 
@@ -320,15 +358,31 @@ class Ledger:
 
     def expired(self) -> list[LeaseRecord]:
         """Leases whose time has run out."""
-        return [_lease(row) for row in self._rows(f"{_LEASES} WHERE expires_at <= ?", time.time())]
+        return [_lease(row) for row in self._rows(f"{_LEASES} WHERE expires_at <= ?", clock())]
+
+    def held(self) -> list[LeaseRecord]:
+        """Leases that end with a process."""
+        return [_lease(row) for row in self._rows(f"{_LEASES} WHERE holder != ''")]
 
 
-_LEASES = "SELECT lease, slot, owner, class, params, uid, acquired_at, expires_at FROM leases"
+_LEASES = "SELECT lease, slot, owner, class, params, uid, acquired_at, expires_at, holder FROM leases"
 
 
 def _lease(row: tuple[Any, ...]) -> LeaseRecord:
-    lease, slot, owner, class_name, params, uid, acquired_at, expires_at = row
-    return LeaseRecord(lease, slot, owner, class_name, json.loads(params), uid, acquired_at, expires_at)
+    lease, slot, owner, class_name, params, uid, acquired_at, expires_at, holder = row
+    return LeaseRecord(lease, slot, owner, class_name, json.loads(params), uid, acquired_at, expires_at, holder)
+
+
+def _is_first(db: sqlite3.Connection, class_name: str, ticket: int | None) -> bool:
+    """Whether ``ticket`` is next in the queue for a class, or nobody waits. Places of dead processes are given up."""
+    query = "SELECT ticket, process FROM queue WHERE class = ? ORDER BY ticket LIMIT 1"
+    while (first := db.execute(query, (class_name,)).fetchone()) is not None:
+        if first[0] == ticket:
+            return True
+        if is_alive(first[1]):
+            return False
+        db.execute("DELETE FROM queue WHERE ticket = ?", (first[0],))
+    return True
 
 
 def _failure(path: Path, error: sqlite3.Error) -> LedgerError:

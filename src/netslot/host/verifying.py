@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from netslot.errors import KernelError, NetslotError
 from netslot.host import building, leasing, links, root, slots
 from netslot.host.engine import Engine
-from netslot.host.ledger import SlotRecord
+from netslot.host.ledger import LeaseRecord, SlotRecord, State
 from netslot.host.plan import SlotPlan
 from netslot.host.slots import Workshop
 from netslot.kernel.netlink import Socket
 from netslot.policy.base import Difference, Parameters, Values
 
 ROOT = "root"
+
+_VERIFIED: tuple[State, ...] = ("free", "leased", "unknown")
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def verify(
     """
     started = time.perf_counter()
     wanted = None if numbers is None else set(numbers)
-    records = engine.ledger.slots("free", "leased", "unknown")
+    records = engine.ledger.slots(*_VERIFIED)
     chosen = [record for record in records if wanted is None or record.slot in wanted]
     for record in chosen:
         engine.template(record.class_name)
@@ -94,18 +96,42 @@ class _Check:
             if progress is not None and not count % 100:
                 progress("verifying", count, len(records))
             plan = self._engine.plan(record.slot, record.class_name)
-            values, lists = self._bound(plan, record)
+            values, lists = self._bound(plan, self._leases.get(record.slot))
             found = self._differences(plan, values, lists, ends.get(plan.root_if))
             if not found:
                 continue
-            self.drift += [Difference(f"slot {record.slot}: {each.where}", each.what) for each in found]
-            if self._repair:
-                self._mend(workshop, plan, record, values, lists)
-            else:
-                self.unrepaired += 1
+            with self._engine.holding(record.slot):
+                self._look_again(workshop, record.slot)
 
-    def _bound(self, plan: SlotPlan, record: SlotRecord) -> tuple[Values, Parameters]:
-        lease = self._leases.get(record.slot)
+    def _look_again(self, workshop: Workshop, number: int) -> None:
+        """What looked wrong may have been a slot in change: look while nobody else works on it, then mend it."""
+        ledger = self._engine.ledger
+        record = ledger.slot(number)
+        if record is None or record.state not in _VERIFIED:
+            return
+        resting = self._repair and record.state == "free"
+        if resting and not ledger.claim(number, "free"):
+            return  # just acquired: the next round sees to it
+        before = self.unrepaired
+        try:
+            self._compare(workshop, record)
+        finally:
+            if resting and self.unrepaired == before:
+                ledger.settle(number, record.digest, ready_at=record.ready_at)
+            elif resting:
+                ledger.quarantine(number, "; ".join(map(str, self.drift[-3:])))
+
+    def _compare(self, workshop: Workshop, record: SlotRecord) -> None:
+        plan = self._engine.plan(record.slot, record.class_name)
+        values, lists = self._bound(plan, self._engine.ledger.lease(slot=record.slot))
+        found = self._differences(plan, values, lists, links.read_root(workshop.root).get(plan.root_if))
+        self.drift += [Difference(f"slot {record.slot}: {each.where}", each.what) for each in found]
+        if found and self._repair:
+            self._mend(workshop, plan, record, values, lists)
+        elif found:
+            self.unrepaired += 1
+
+    def _bound(self, plan: SlotPlan, lease: LeaseRecord | None) -> tuple[Values, Parameters]:
         return leasing.split(plan.of.bind(lease.params if lease is not None else {}), plan)
 
     def _differences(
