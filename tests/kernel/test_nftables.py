@@ -490,6 +490,34 @@ def test_values_that_no_cast_had_are_cast_for_the_slot(worker: netns.Worker) -> 
     assert values(5)["address"] in shown
 
 
+def test_elements_that_meet_in_one_slot_are_what_the_tool_makes_of_them(worker: netns.Worker) -> None:
+    """Stamped in slots where the slot's own interval is by itself, cast anew where it touches another."""
+    text = (
+        "table ip t {\n set s {\n  type ipv4_addr; flags interval; auto-merge\n"
+        "  elements = { ${address}/31, 10.201.0.64/31, 192.0.2.0/24, 192.0.3.0/24 }\n }\n}\n"
+    )
+    die = nftables.cast(text, samples=[values(n) for n in (2, 400, 78)])
+    assert die.fallback is None
+
+    def stamped(slot: Values) -> tuple[str, list[str]]:
+        die.stamp(slot)
+        return listed(), words(die, slot)
+
+    def loaded(slot: Values) -> tuple[str, list[str]]:
+        NftProgram(text, "x").load(slot, {})
+        return listed(), []
+
+    for number in (10, 62, 64, 66):
+        slot = values(number)
+        assert in_fresh(worker, partial(stamped, slot)) == in_fresh(worker, partial(loaded, slot)), number
+
+
+def test_a_network_without_a_set_is_refused() -> None:
+    text = "table ip t {\n set allow {\n  type ipv4_addr; flags interval\n }\n}\n"
+    with pytest.raises(UsageError, match="no set for fd00::/8"):
+        nftables.cast(text, samples=[{}], lists={"allow": "cidrs"}, defaults={"allow": ["fd00::/8"]})
+
+
 def test_what_is_not_stamped_is_loaded_and_says_so(worker: netns.Worker) -> None:
     declared = "set allow {\n  type ipv4_addr; flags interval\n }"
     text = f"table ip t {{\n {declared}\n chain c {{\n  ip saddr ${{net}} drop\n }}\n}}\n"

@@ -122,6 +122,19 @@ def find(template: Ruleset, lists: Mapping[str, str], file: str) -> list[ListSet
     return found
 
 
+def check_versions(lists: Sequence[ListSet], content: Mapping[str, Sequence[str]]) -> None:
+    """UsageError for a network of an IP version that the rules declare no set for: it would be left out unsaid."""
+    for parameter in {entry.parameter for entry in lists if entry.kind == CIDRS}:
+        versions = {entry.version for entry in lists if entry.parameter == parameter}
+        for text in content.get(parameter, ()) if len(versions) < 2 else ():
+            if (6 if ":" in text else 4) not in versions:
+                name = f"{parameter}6" if ":" in text else parameter
+                raise UsageError(
+                    f"parameter {parameter}: the rules have no set for {text}",
+                    hint=f"declare set {name} {{ type ipv{'6' if ':' in text else '4'}_addr; flags interval; }}",
+                )
+
+
 _PORT_FORM = "map {} {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}"
 
 

@@ -30,7 +30,7 @@ from netslot.policy.nft_cast import (
     make_devices,
     with_words,
 )
-from netslot.policy.nft_lists import CIDRS, PORTS, ListSet, find
+from netslot.policy.nft_lists import CIDRS, PORTS, ListSet, check_versions, find
 from netslot.policy.nft_ports import PortLine, cast_port_lines, insert_ports
 from netslot.policy.nft_programs import IptablesProgram, NftProgram, Program
 from netslot.policy.nft_template import Item, Ruleset, element_key, list_command, snapshot
@@ -97,7 +97,7 @@ def _cast(
 ) -> NftablesDie:
     if not samples:
         raise UsageError("casting rules needs the values of at least one slot")
-    made = cast_program(program, samples, scalars or ())
+    made = cast_program(program, samples, program.variables() if scalars is None else scalars)
     lines: Sequence[PortLine] = ()
     if isinstance(program, IptablesProgram) and made.template is not None:
         try:
@@ -106,6 +106,7 @@ def _cast(
             made = Cast(None, str(error), {}, {})
     shown = made.template or load_and_read(program, samples[0], {})
     die = NftablesDie(program, made, lines, find(shown, lists, file), sets, defaults, scalars, len(shown.items[RULE]))
+    check_versions(die.lists, defaults)
     die.prove(samples)
     return die
 
@@ -129,7 +130,7 @@ class NftablesDie:
         self._constants = made.constants
         self._fallback = made.reason
         self._lines = lines
-        self._lists = lists
+        self.lists = lists
         self._sets = sets
         self._defaults = defaults
         self._rules = rules
@@ -140,6 +141,7 @@ class NftablesDie:
         self._bindable = self._scalars.union(word for word in self._words if variables_in(word) & self._scalars)
         self._plan = nft_template.plan_of(template, made.sample)
         self._messages = nft_state.memoise(template, made.sample)
+        self._keys = [_distinct_keys(item.render(made.sample)) for item in template.items[SET]]
         self._loaded: dict[tuple[tuple[str, str], ...], Ruleset] = {}
 
     @property
@@ -208,14 +210,15 @@ class NftablesDie:
         and dynamic sets begin anew; established connections go on in either case.
         """
         content = {**self._defaults, **parameters}
+        check_versions(self.lists, content)
         if self._sets:
             with netlink.Socket(netlink.NETLINK_NETFILTER) as link:
                 cidr_sets.restore(link, self._sets, content)
         if self._fallback:
-            if self._scalars or self._lists or self._program_ports():
+            if self._scalars or self.lists or self._program_ports():
                 self._replace_all(values, content)
             return
-        if not (self._scalars or self._lists or self._lines):
+        if not (self._scalars or self.lists or self._lines):
             return
         with nf.Socket() as sock:
             changes = self._changes(sock, values, content)
@@ -242,7 +245,7 @@ class NftablesDie:
             if found is None:
                 return None
             changes += found
-        for entry in self._lists:
+        for entry in self.lists:
             item = ruleset.items[SET][entry.index]
             own = nft_bind.list_changes(sock, entry, item, content.get(entry.parameter, ()), values)
             if own is None:
@@ -271,13 +274,13 @@ class NftablesDie:
         yield from self._fill(ruleset, values, content)
 
     def _fill(self, ruleset: Ruleset, values: Values, content: Parameters) -> Iterator[Command]:
-        for entry in self._lists:
+        for entry in self.lists:
             for chunk in entry.chunks(content.get(entry.parameter, ()), values):
                 yield list_command(ruleset.items[SET][entry.index], chunk)
 
     def _elements(self, ruleset: Ruleset, values: Values, content: Parameters) -> nft_state.Lists:
         found: dict[tuple[int, str, str], bytes] = {}
-        for entry in self._lists:
+        for entry in self.lists:
             item = ruleset.items[SET][entry.index]
             found[item.family, item.table, item.name] = entry.dumped(content.get(entry.parameter, ()), values)
         return found
@@ -304,7 +307,10 @@ class NftablesDie:
             rendered = template.render(with_words(values, self._words) if self._words else values)
         except Unpatchable:
             return None
-        return None if _elements_collide(template, rendered) else rendered
+        for form, item, keys in zip(template.items[SET], rendered.items[SET], self._keys, strict=True):
+            if form.varies and _distinct_keys(item) != keys:
+                return None
+        return rendered
 
     def prove(self, samples: Sequence[Values]) -> None:
         """Stamp a scratch namespace and compare with what the tool made; fall back when they differ."""
@@ -329,16 +335,11 @@ class NftablesDie:
             self._template, self._lines = None, ()
 
 
-def _elements_collide(template: Ruleset, rendered: Ruleset) -> bool:
-    """Two elements of a set got one key: the tool would have merged them, or joined their intervals."""
-    for form, item in zip(template.items[SET], rendered.items[SET], strict=True):
-        if form.varies and len({_key(item, element) for element in item.elements}) < len(item.elements):
-            return True
-    return False
-
-
-def _key(item: Item, element: attrs.Nodes) -> bytes:
-    return element_key(element)[:-1] if not attrs.leaf(element, attrs.ELEM_KEY_END) else attrs.encode(element)
+def _distinct_keys(item: Item) -> int:
+    """How many keys a set's elements have: fewer in a slot where the tool would merge elements or join intervals."""
+    if any(attrs.leaf(element, attrs.ELEM_KEY_END) for element in item.elements):
+        return len(set(item.elements))
+    return len({element_key(element)[:-1] for element in item.elements})
 
 
 def _when_unused(destroy: object) -> None:
