@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Counters of packets and bytes by direction and verdict, one map per slot.
  *
- * `seen` programs run before all others on a hook and `passed` programs after them; what was dropped between
- * them is the difference. They judge nothing.
+ * One program stands before all others on each hook and behind them; the class id of each attachment says which
+ * cell it counts in. What was dropped between the two is the difference. It judges nothing.
  */
 #include "packet.h"
 
@@ -22,8 +22,10 @@ struct {
 	__type(value, struct cell);
 } counters SEC(".maps");
 
-static __always_inline int count(struct __sk_buff *skb, __u32 index)
+SEC("tc")
+int count(struct __sk_buff *skb)
 {
+	__u32 index = skb->tc_classid;
 	struct cell *cell = bpf_map_lookup_elem(&counters, &index);
 
 	if (cell) {
@@ -31,28 +33,4 @@ static __always_inline int count(struct __sk_buff *skb, __u32 index)
 		cell->bytes += skb->len;
 	}
 	return TC_ACT_UNSPEC;
-}
-
-SEC("tc/egress")
-int egress_seen(struct __sk_buff *skb)
-{
-	return count(skb, EGRESS_SEEN);
-}
-
-SEC("tc/egress")
-int egress_passed(struct __sk_buff *skb)
-{
-	return count(skb, EGRESS_PASSED);
-}
-
-SEC("tc/ingress")
-int ingress_seen(struct __sk_buff *skb)
-{
-	return count(skb, INGRESS_SEEN);
-}
-
-SEC("tc/ingress")
-int ingress_passed(struct __sk_buff *skb)
-{
-	return count(skb, INGRESS_PASSED);
 }

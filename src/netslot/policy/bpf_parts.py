@@ -364,34 +364,31 @@ class Traffic:
 
 
 class Counters:
-    """Counting programs around all others, over a map of the slot's own."""
+    """One counting program around all others, over a map of the slot's own. A place's index is its cell's."""
 
-    _PROGRAMS: Mapping[str, Place] = {
-        "egress_seen": Place(tc.EGRESS, _FIRST),
-        "egress_passed": Place(tc.EGRESS, _LAST),
-        "ingress_seen": Place(tc.INGRESS, _FIRST),
-        "ingress_passed": Place(tc.INGRESS, _LAST),
-    }
+    _PLACES = (
+        Place(tc.EGRESS, _FIRST),
+        Place(tc.EGRESS, _LAST),
+        Place(tc.INGRESS, _FIRST),
+        Place(tc.INGRESS, _LAST),
+    )
 
     def __init__(self) -> None:
         self._source = built_in("count")
         sample = self.load({}, {})
-        self._tags = {a.place: Identity(a.name, bpf.prog_info(a.program).tag) for a in sample}
-        close_all([attachment.program for attachment in sample])
+        self._tags = {a.place: Identity(a.name, bpf.prog_info(a.program).tag, a.number) for a in sample}
+        close_all([attachment.program for attachment in sample if attachment.owned])
 
     def load(self, values: Values, parameters: Parameters) -> list[Attachment]:
         counters = create_map(self._source.maps["counters"], "ns_counters")
-        attachments: list[Attachment] = []
         try:
-            for name, place in self._PROGRAMS.items():
-                program = load_program(self._source, name, {"counters": counters})
-                attachments.append(Attachment(place, "netslot/count", program, True))
-        except KernelError:
-            close_all([attachment.program for attachment in attachments])
-            raise
+            program = load_program(self._source, "count", {"counters": counters})
         finally:
             os.close(counters)
-        return attachments
+        # The descriptor is closed once, with the first attachment.
+        return [
+            Attachment(place, "netslot/count", program, not cell, cell) for cell, place in enumerate(self._PLACES)
+        ]
 
     def rebind(self, values: Values, parameters: Parameters) -> list[Attachment]:
         return []
@@ -408,7 +405,7 @@ class Counters:
     @classmethod
     def read(cls, found: Mapping[Place, tc.Filter]) -> tuple[Traffic, Traffic]:
         """Egress and ingress; KernelError ENOENT when the slot has no counters."""
-        attached = found.get(cls._PROGRAMS["egress_seen"])
+        attached = found.get(cls._PLACES[0])
         if attached is None:
             raise KernelError("read the slot's counters", 2, hint="set counters = true in [bpf]")
         fd = map_of(attached.program, "ns_counters")
