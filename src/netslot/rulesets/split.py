@@ -11,7 +11,7 @@ but they are not the host's ruleset; the caller must say so (exit status 3).
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from netslot.rulesets import targets as t
@@ -27,9 +27,13 @@ from netslot.rulesets.splitting.plan import FATES, CannotSplit, Plan
 from netslot.rulesets.splitting.rooting import RootWriter
 from netslot.rulesets.splitting.slots import Matches, SlotWriter
 from netslot.rulesets.tenants import Tenant
+from netslot.rulesets.write import write
 from netslot.spec.render import render
 
 UPLINK_IF = "up0"
+BEFORE: Mapping[Family, str] = {4: "before.rules", 6: "before.rules6"}
+"""The rules that were split, so that ``migrate`` can tell whether the host still has them."""
+
 ON_THE_WAY = ("PREROUTING", "FORWARD", "POSTROUTING")
 _GUEST_IF = {"tap": "tap0", "veth": "inner0", "process": ""}
 
@@ -149,6 +153,7 @@ class _Splitter:
         )
         text = root.write()
         self._files[ROOT[family]] = text
+        self._files[BEFORE[family]] = write(filed.ruleset)
         self._after += sum(line.startswith("-A") for line in text.splitlines())
         if root.published:
             published = write_published(root.published, family, root.published_first)
