@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import replace
 
 import pytest
@@ -12,20 +11,20 @@ from netslot.rulesets.attribute import attribute
 from netslot.rulesets.packets import ABSENT, UPLINK, Link, Packet
 from netslot.rulesets.parse import parse
 from netslot.rulesets.traffic import walk_all
-from netslot.rulesets.walk import Outcome, TableWalker, Template, port_key
+from netslot.rulesets.walk import Key, Outcome, TableWalker, Template, port_key
 from synthetic_host import make_host
 from unit.rulesets.strategies import walk_rulesets
 
 _ONE = 0x0A000001
 _PACKET = Packet("NEW", _ONE, 0x08080808, 40000, 443, Link("tap1"), UPLINK)
 _TEMPLATE = Template("test", frozenset(("src", "in")))
-_NAMES: dict[Hashable, int] = {
+_NAMES: dict[Key, int] = {
     ("src", _ONE, 0xFFFFFFFF): 0,
     ("dst", _ONE, 0xFFFFFFFF): 0,
     ("in", "tap1"): 0,
     ("out", "tap1"): 0,
 }
-_OTHERS: dict[Hashable, int] = {
+_OTHERS: dict[Key, int] = {
     ("src", _ONE + 1, 0xFFFFFFFF): 1,
     ("dst", _ONE + 1, 0xFFFFFFFF): 1,
     ("in", "tap2"): 1,
