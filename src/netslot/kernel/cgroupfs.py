@@ -20,7 +20,7 @@ from netslot.errors import HostError, KernelError
 
 ROOT: Final = Path("/sys/fs/cgroup")
 CONTROLLERS: Final = ("cpu", "memory", "pids", "io")
-"""Version 2's names; ``io`` is called blkio in version 1, and ``cpuacct`` is a hierarchy of its own there."""
+"""Version 2's names; ``io`` is called blkio in version 1."""
 
 _V1_NAMES: Final[Mapping[str, str]] = {"cpu": "cpu", "memory": "memory", "pids": "pids", "io": "blkio"}
 
@@ -73,10 +73,6 @@ def directories(path: str, controllers: tuple[str, ...]) -> list[Path]:
         place = directory(path, controller)
         if place not in found:
             found.append(place)
-    if "cpu" in controllers and version("cpu") == 1 and (ROOT / "cpuacct" / "cgroup.procs").exists():
-        accounting = ROOT / "cpuacct" / path
-        if accounting.resolve() != (ROOT / "cpu" / path).resolve():  # on many hosts the two are one hierarchy
-            found.append(accounting)
     return found
 
 
@@ -233,24 +229,20 @@ class Usage(NamedTuple):
 
 
 def usage(path: str) -> Usage:
-    """Read a cgroup's usage; what no hierarchy tells is 0, and pressure that the kernel does not track is None."""
+    """Read a cgroup's usage; what no hierarchy tells is 0, and pressure that the kernel does not track is None.
+
+    The unified hierarchy counts CPU time and pressure also where all controllers are on version 1.
+    """
     place = unified(path)
     stat = dict(line.split() for line in read(place / "cpu.stat").splitlines())
     return Usage(
-        cpu_seconds=_cpu_seconds(path, stat),
+        cpu_seconds=int(stat["usage_usec"]) / 1e6,
         memory_bytes=_number(path, "memory", {2: "memory.current", 1: "memory.usage_in_bytes"}),
         processes=len(processes(path)),
         cpu_pressure=_pressure(place / "cpu.pressure"),
         memory_pressure=_pressure(place / "memory.pressure"),
         io_pressure=_pressure(place / "io.pressure"),
     )
-
-
-def _cpu_seconds(path: str, stat: Mapping[str, str]) -> float:
-    accounting = ROOT / "cpuacct" / path / "cpuacct.usage"
-    if accounting.exists():
-        return int(read(accounting)) / 1e9
-    return int(stat["usage_usec"]) / 1e6
 
 
 def _number(path: str, controller: str, files: Mapping[int, str]) -> int:
