@@ -191,17 +191,40 @@ class State(NamedTuple):
     neighbours: frozenset[rt.NeighbourRecord]
 
 
-def read(sock: Socket) -> State:
-    """The links, addresses, routes and permanent neighbours of the socket's namespace.
+def read(plan: SlotPlan, sock: Socket) -> State:
+    """The slot's links, addresses, routes, and those neighbours that it should have.
 
     Without routes of the routes policy, which looks after its own, and without carriers, which are the workload's.
+    Other neighbours are not looked for: that would cost a walk of the table that all namespaces share. They cannot
+    outlive a tenant, see :func:`forget_neighbours`.
     """
     return State(
-        {link.ifindex: link._replace(carrier=False) for link in rt.links(sock)},
+        {link.ifindex: link._replace(carrier=False) if link.carrier else link for link in rt.links(sock)},
         frozenset(rt.addresses(sock)),
-        frozenset(route._replace(request=b"") for route in rt.routes(sock) if route.protocol != fib.PROTOCOL),
-        frozenset(entry for entry in rt.neighbours(sock) if entry.permanent),
+        frozenset(route for route in rt.routes(sock) if route.protocol != fib.PROTOCOL),
+        frozenset(rt.parse_neighbour(answer) for answer in sock.execute(_neighbours_asked(plan))),
     )
+
+
+def _neighbours_asked(plan: SlotPlan) -> list[Request]:
+    asked = [rt.get_neighbour(UPLINK, root.ip) for root, _ in plan.link_pairs()]
+    return asked + [rt.get_neighbour(GUEST, guest.ip) for guest in plan.guest_addresses]
+
+
+def forget_neighbours(plan: SlotPlan) -> list[Request]:
+    """Drop every neighbour of the slot's links, and put the permanent ones back.
+
+    Giving a link a MAC, also the one that it has, makes the kernel drop all its entries, permanent ones included
+    (NETDEV_CHANGEADDR and neigh_changeaddr() in net/core/neighbour.c); no table is walked.
+    """
+    values = plan.values
+    requests = [rt.set_link(UPLINK, mac=values["uplink_mac"])]
+    requests += [rt.add_neighbour(UPLINK, root.ip, values["root_mac"]) for root, _ in plan.link_pairs()]
+    if plan.guest_if is not None:
+        requests.append(rt.set_link(GUEST, mac=plan.of.attachment.gateway_mac))
+        mac = plan.of.attachment.guest_mac
+        requests += [rt.add_neighbour(GUEST, guest.ip, mac) for guest in plan.guest_addresses]
+    return requests
 
 
 def read_root(sock: Socket) -> dict[str, State]:
@@ -215,7 +238,7 @@ def read_root(sock: Socket) -> dict[str, State]:
     for address in rt.addresses(sock):
         addresses.setdefault(address.link, set()).add(address._replace(link=0))
     for route in rt.routes(sock):
-        routes.setdefault(route.link, set()).add(route._replace(link=0, request=b""))
+        routes.setdefault(route.link, set()).add(route._replace(link=0))
     for entry in rt.neighbours(sock):
         if entry.permanent:
             neighbours.setdefault(entry.link, set()).add(entry._replace(link=0))
@@ -247,7 +270,7 @@ class Expectation:
     def __init__(self, sample: SlotPlan, slot: State, root: State) -> None:
         self._own = _own_values(sample)
         self._tag, self._root_if = sample.tag, sample.root_if
-        self._slot, self._root = slot, root
+        self._slot, self._root = _Part(slot, self._own), _Part(root, self._own)
 
     def slot(self, plan: SlotPlan) -> State:
         """What the slot of ``plan`` holds when nothing drifted."""
@@ -257,7 +280,7 @@ class Expectation:
         """What root's end of the link of ``plan`` is when nothing drifted, as :func:`read_root` has it."""
         return self._of(plan, self._root)
 
-    def _of(self, plan: SlotPlan, state: State) -> State:
+    def _of(self, plan: SlotPlan, part: _Part) -> State:
         change = dict(zip(self._own, _own_values(plan), strict=True))
         get = change.get
         links = {
@@ -266,23 +289,36 @@ class Expectation:
                 alias=plan.tag if link.alias == self._tag else link.alias,
                 mac=_mac(link.mac, change),
             )
-            for index, link in state.links.items()
+            for index, link in part.state.links.items()
         }
         return State(
             links,
-            frozenset(record._replace(address=get(record.address, record.address)) for record in state.addresses),
-            frozenset(
+            part.addresses | {record._replace(address=get(record.address, b"")) for record in part.own_addresses},
+            part.routes
+            | {
                 record._replace(
                     destination=get(record.destination, record.destination),
                     gateway=get(record.gateway, record.gateway),
                 )
-                for record in state.routes
-            ),
+                for record in part.own_routes
+            },
             frozenset(
                 record._replace(address=get(record.address, record.address), mac=_mac(record.mac, change))
-                for record in state.neighbours
+                for record in part.state.neighbours
             ),
         )
+
+
+class _Part:
+    """A state, with what is the same in every slot apart from what holds the slot's own addresses."""
+
+    def __init__(self, state: State, own: list[bytes]) -> None:
+        values = set(own)
+        self.state = state
+        self.own_addresses = [record for record in state.addresses if record.address in values]
+        self.addresses = state.addresses - set(self.own_addresses)
+        self.own_routes = [record for record in state.routes if {record.destination, record.gateway} & values]
+        self.routes = state.routes - set(self.own_routes)
 
 
 def _own_values(plan: SlotPlan) -> list[bytes]:
@@ -351,15 +387,11 @@ def _changed(field: str, expected: object, actual: object) -> str:
 
 def mend(plan: SlotPlan, wanted: State, slot: Socket) -> None:
     """Take away what is not the slot's and configure the rest again. Links must be there; see :func:`make_links`."""
-    found = read(slot)
+    found = read(plan, slot)
     requests = [rt.delete_link(index) for index in sorted(found.links.keys() - wanted.links.keys())]
     gone = {errno.ENODEV, errno.ESRCH, errno.ENOENT, errno.EADDRNOTAVAIL}
-    for route in rt.routes(slot):
-        if route._replace(request=b"") not in wanted.routes:
-            requests.append(Request(rt.RTM_DELROUTE, 0, route.request, "delete route"))
-    for entry in rt.neighbours(slot):
-        if entry not in wanted.neighbours:
-            requests.append(rt.delete_neighbour(entry.link, ip_address(entry.address)))
+    ours = fib.PROTOCOL
+    requests += rt.delete_routes(slot, lambda each: each.protocol != ours and each not in wanted.routes)
     for record in found.addresses - wanted.addresses:
         address = ip_interface((ip_address(record.address), record.prefix_length))
         requests.append(rt.delete_address(record.link, address))

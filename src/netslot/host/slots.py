@@ -47,7 +47,7 @@ class Template:
         """What the slot that the calling thread is in holds otherwise than it should."""
         assert self.expectation is not None
         with Socket() as slot:
-            found = links.read(slot)
+            found = links.read(plan, slot)
         wanted = self.expectation.slot(plan)
         result = [Difference(*pair) for pair in links.differences(wanted, found)] if found != wanted else []
         for die in self.dies:
@@ -194,10 +194,10 @@ def recycle(plan: SlotPlan, template: Template, workshop: Workshop, running: Cal
         assert template.expectation is not None
         wanted = template.expectation.slot(plan)
         with Socket() as slot:
-            learnt = any(not entry.permanent for entry in rt.neighbours(slot))
-            if learnt or links.read(slot) != wanted:
+            if links.read(plan, slot) != wanted:
                 restore_links(plan, workshop, slot)
                 links.mend(plan, wanted, slot)
+            slot.execute(links.forget_neighbours(plan))
         left = template.differences(plan, plan.values, plan.defaults)
     if left:
         raise NotCleanError(f"slot {plan.number} is not as new: {'; '.join(map(str, left[:3]))}")

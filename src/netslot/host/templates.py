@@ -137,5 +137,5 @@ def _build_and_read(sample: SlotPlan) -> links.Expectation:
 
 def _read_both(sample: SlotPlan, slot_fd: int, workshop: Workshop) -> tuple[links.State, links.State]:
     with netns.entered(slot_fd), Socket() as slot:
-        inside = links.read(slot)
+        inside = links.read(sample, slot)
     return inside, links.read_root(workshop.root)[sample.root_if]

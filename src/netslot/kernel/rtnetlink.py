@@ -6,11 +6,13 @@ slot needs. Layouts: linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h, linux/
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import functools
 import socket
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -316,10 +318,15 @@ class Link(NamedTuple):
 
 def parse_link(message: Message) -> Link:
     """The link of an RTM_NEWLINK or RTM_DELLINK message."""
-    _, _, index, flags, _ = _IFINFO.unpack_from(message.payload)
-    attrs = parse_attrs(message.payload, _IFINFO.size)
-    info = parse_attrs(attrs.get(IFLA_LINKINFO, b""))
-    families = parse_attrs(attrs.get(IFLA_AF_SPEC, b""))
+    return _parse_link(message.payload)
+
+
+@functools.lru_cache(maxsize=256)
+def _parse_link(payload: bytes) -> Link:
+    """Much of what slots hold is the same in all of them, so that parsing it once is enough; here and below."""
+    _, _, index, flags, _ = _IFINFO.unpack_from(payload)
+    attrs = parse_attrs(payload, _IFINFO.size)
+    ipv4_conf, ipv6_conf = _settings(attrs.get(IFLA_AF_SPEC, b""))
     return Link(
         ifindex=index,
         name=_text(attrs.get(IFLA_IFNAME, b"")),
@@ -329,10 +336,22 @@ def parse_link(message: Message) -> Link:
         mtu=_u32(attrs.get(IFLA_MTU)),
         group=_u32(attrs.get(IFLA_GROUP)),
         alias=_text(attrs.get(IFLA_IFALIAS, b"")),
-        kind=_text(info.get(IFLA_INFO_KIND, b"")),
-        ipv4_conf=parse_attrs(families.get(socket.AF_INET, b"")).get(IFLA_INET_CONF, b""),
-        ipv6_conf=parse_attrs(families.get(socket.AF_INET6, b"")).get(IFLA_INET6_CONF, b""),
+        kind=_link_kind(attrs.get(IFLA_LINKINFO, b"")),
+        ipv4_conf=ipv4_conf,
+        ipv6_conf=ipv6_conf,
     )
+
+
+@functools.lru_cache(maxsize=256)
+def _link_kind(info: bytes) -> str:
+    return _text(parse_attrs(info).get(IFLA_INFO_KIND, b""))
+
+
+@functools.lru_cache(maxsize=256)
+def _settings(families: bytes) -> tuple[bytes, bytes]:
+    found = parse_attrs(families)
+    ipv4 = parse_attrs(found.get(socket.AF_INET, b"")).get(IFLA_INET_CONF, b"")
+    return ipv4, parse_attrs(found.get(socket.AF_INET6, b"")).get(IFLA_INET6_CONF, b"")
 
 
 def links(sock: Socket) -> list[Link]:
@@ -371,32 +390,44 @@ class RouteRecord(NamedTuple):
     gateway: bytes
     metric: int
     protocol: int
-    request: bytes
-    """The route's own message, which as the body of RTM_DELROUTE removes it."""
 
 
-def routes(sock: Socket, family: int = 0) -> list[RouteRecord]:
+def routes(sock: Socket) -> list[RouteRecord]:
     """All routes of the socket's namespace, cached ones (RTM_F_CLONED) left out."""
-    records = []
-    for message in sock.dump(RTM_GETROUTE, _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0), "list routes"):
-        kind_family, length, _, _, short_table, protocol, _, kind, flags = _RTMSG.unpack_from(message.payload)
-        if flags & RTM_F_CLONED:
-            continue
-        attrs = parse_attrs(message.payload, _RTMSG.size)
-        record = RouteRecord(
-            family=kind_family,
-            table=_u32(attrs.get(RTA_TABLE)) or short_table,
-            kind=kind,
-            destination=attrs.get(RTA_DST, b""),
-            prefix_length=length,
-            link=_u32(attrs.get(RTA_OIF)),
-            gateway=attrs.get(RTA_GATEWAY, b""),
-            metric=_u32(attrs.get(RTA_PRIORITY)),
-            protocol=protocol,
-            request=message.payload,
-        )
-        records.append(record)
-    return records
+    found = (_parse_route(message.payload) for message in _dump_routes(sock))
+    return [record for record in found if record is not None]
+
+
+def delete_routes(sock: Socket, unwanted: Callable[[RouteRecord], bool]) -> list[Request]:
+    """What removes the routes that are ``unwanted``: the kernel takes back the message that it sent."""
+    return [
+        Request(RTM_DELROUTE, 0, message.payload, "delete route", (errno.ESRCH,))
+        for message in _dump_routes(sock)
+        if (record := _parse_route(message.payload)) is not None and unwanted(record)
+    ]
+
+
+def _dump_routes(sock: Socket) -> list[Message]:
+    return sock.dump(RTM_GETROUTE, _RTMSG.pack(0, 0, 0, 0, 0, 0, 0, 0, 0), "list routes")
+
+
+@functools.lru_cache(maxsize=1024)
+def _parse_route(payload: bytes) -> RouteRecord | None:
+    family, length, _, _, short_table, protocol, _, kind, flags = _RTMSG.unpack_from(payload)
+    if flags & RTM_F_CLONED:
+        return None
+    attrs = parse_attrs(payload, _RTMSG.size)
+    return RouteRecord(
+        family=family,
+        table=_u32(attrs.get(RTA_TABLE)) or short_table,
+        kind=kind,
+        destination=attrs.get(RTA_DST, b""),
+        prefix_length=length,
+        link=_u32(attrs.get(RTA_OIF)),
+        gateway=attrs.get(RTA_GATEWAY, b""),
+        metric=_u32(attrs.get(RTA_PRIORITY)),
+        protocol=protocol,
+    )
 
 
 class NeighbourRecord(NamedTuple):
@@ -411,15 +442,29 @@ class NeighbourRecord(NamedTuple):
 def neighbours(sock: Socket, index: int = 0) -> list[NeighbourRecord]:
     """All neighbour entries of the socket's namespace that have a MAC or are permanent, multicast ones left out."""
     payload = _NDMSG.pack(0, 0, 0, 0, 0) + (attr_u32(NDA_IFINDEX, index) if index else b"")
-    records = []
-    for message in sock.dump(RTM_GETNEIGH, payload, "list neighbours"):
-        _, link, state, _, _ = _NDMSG.unpack_from(message.payload)
-        if state & NUD_NOARP:
-            continue
-        attrs = parse_attrs(message.payload, _NDMSG.size)
-        mac = attrs.get(NDA_LLADDR, b"").hex(":")
-        records.append(NeighbourRecord(link, attrs.get(NDA_DST, b""), mac, bool(state & NUD_PERMANENT)))
-    return records
+    return [
+        parse_neighbour(message)
+        for message in sock.dump(RTM_GETNEIGH, payload, "list neighbours")
+        if not _NDMSG.unpack_from(message.payload)[2] & NUD_NOARP
+    ]
+
+
+def get_neighbour(index: int, address: Address) -> Request:
+    """Ask for one neighbour entry: a hash look-up.
+
+    A dump would walk the one table that all namespaces share (neigh_dump_table() in net/core/neighbour.c).
+    """
+    payload = _NDMSG.pack(_family(address), index, 0, 0, 0) + attr(NDA_DST, address.packed)
+    return Request(RTM_GETNEIGH, 0, payload, f"read neighbour {address}", (errno.ENOENT,))
+
+
+def parse_neighbour(message: Message) -> NeighbourRecord:
+    """The entry of an RTM_NEWNEIGH message."""
+    _, link, state, _, _ = _NDMSG.unpack_from(message.payload)
+    attrs = parse_attrs(message.payload, _NDMSG.size)
+    return NeighbourRecord(
+        link, attrs.get(NDA_DST, b""), attrs.get(NDA_LLADDR, b"").hex(":"), bool(state & NUD_PERMANENT)
+    )
 
 
 def _u32(value: bytes | None) -> int:
