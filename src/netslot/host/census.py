@@ -101,7 +101,7 @@ def _routed(routes: list[netlink.Message], links: dict[int, str]) -> dict[str, t
 def _base_chains() -> dict[tuple[str, str], int]:
     counts: Counter[tuple[str, str]] = Counter()
     with nf_tables.Socket() as sock:
-        for message in sock.dump(nf_tables.GETCHAIN, b"", "list nftables chains"):
+        for message in netlink.split(sock.dump_bytes(nf_tables.GETCHAIN, 0, b"", "list nftables chains")):
             family = message.payload[0]
             attrs = netlink.parse_attrs(message.payload, 4)
             hook = netlink.parse_attrs(attrs.get(nf_attrs.CHAIN_HOOK, b""))
