@@ -40,7 +40,6 @@ MESSAGE_HEADER_SIZE = HEADER.size + 4
 
 _SUBSYSTEM = 10 << 8  # NFNL_SUBSYS_NFTABLES
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
-_BATCH_GENID = 1  # NFNL_BATCH_GENID, since Linux 4.17
 _GEN_ID = 1
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 _REMOVING = frozenset({DELTABLE, DELCHAIN, DELRULE, DELSET, DELSETELEM, DELOBJ, DELFLOWTABLE})
@@ -52,9 +51,12 @@ APPEND = NLM_F_CREATE | NLM_F_APPEND
 REPLACE = NLM_F_REPLACE
 
 
+_GENERIC = [struct.pack("=BBH", family, 0, 0) for family in range(256)]
+
+
 def generic_header(family: int) -> bytes:
     """struct nfgenmsg with version 0 and no resource."""
-    return struct.pack("=BBH", family, 0, 0)
+    return _GENERIC[family]
 
 
 def kind(message: int) -> int:
@@ -76,11 +78,10 @@ class Command:
 class Batch:
     """Commands as the bytes of one transaction, sent as often as wanted; sequence numbers count from 1."""
 
-    def __init__(self, commands: Sequence[Command], *, generation: int | None = None) -> None:
-        """With ``generation`` the kernel refuses the batch (ERESTART) when the ruleset changed since."""
+    def __init__(self, commands: Sequence[Command]) -> None:
         self._commands = commands
         begin = generic_header(0)[:2] + struct.pack(">H", 10)
-        parts = [netlink.message(_BATCH_BEGIN, NLM_F_REQUEST, begin + _expected(generation), 0)]
+        parts = [netlink.message(_BATCH_BEGIN, NLM_F_REQUEST, begin, 0)]
         last = len(commands)
         for seq, command in enumerate(commands, 1):
             # Errors are always answered; one acknowledgement, of the last command, says that all were tried.
@@ -100,10 +101,6 @@ class Batch:
             return "nf_tables: commit"
         name = self._commands[seq - 1].operation
         return name if isinstance(name, str) else name()
-
-
-def _expected(generation: int | None) -> bytes:
-    return b"" if generation is None else netlink.attr_be32(_BATCH_GENID, generation)
 
 
 class Socket(netlink.Socket):

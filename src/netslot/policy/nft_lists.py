@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 
@@ -233,46 +233,48 @@ def intervals(cidrs: Sequence[str], version: int) -> tuple[list[int], list[int]]
     bits, family = (32, socket.AF_INET) if version == 4 else (128, socket.AF_INET6)
     texts = [text if "/" in text else f"{text}/{bits}" for text in cidrs]
     parts = "/".join(texts).split("/") if texts else []
-    sizes = {str(length): 1 << (bits - length) for length in range(bits + 1)}
+    free_bits = {str(length): bits - length for length in range(bits + 1)}
     try:
         if len(parts) != 2 * len(texts):
             raise KeyError
         packed = b"".join(map(socket.inet_pton, repeat(family), parts[::2]))
-        blocks = list(map(sizes.__getitem__, parts[1::2]))
+        free = list(map(free_bits.__getitem__, parts[1::2]))
     except (OSError, KeyError):
-        bad = next(text for text in cidrs if not _is_cidr(text, family, sizes))
+        bad = next(text for text in cidrs if not _is_cidr(text, family, free_bits))
         raise UsageError(f"{bad!r} is no IPv{version} network", hint="write 192.0.2.0/24 or 2001:db8::/32") from None
     if version == 4:
-        numbers: Sequence[int] = struct.unpack(f">{len(blocks)}I", packed)
+        numbers: Sequence[int] = struct.unpack(f">{len(free)}I", packed)
     else:
         numbers = [int.from_bytes(packed[at : at + 16], "big") for at in range(0, len(packed), 16)]
-    return _merge(sorted((number & -block, block) for number, block in zip(numbers, blocks, strict=True)))
+    # One number for network and size: pairs take three times as long to sort.
+    return _merge(sorted([(number >> size << size) << 8 | size for number, size in zip(numbers, free, strict=True)]))
 
 
-def _is_cidr(text: str, family: int, sizes: Mapping[str, int]) -> bool:
+def _is_cidr(text: str, family: int, lengths: Container[str]) -> bool:
     address, slash, length = text.partition("/")
     try:
         socket.inet_pton(family, address)
     except OSError:
         return False
-    return not slash or length in sizes
+    return not slash or length in lengths
 
 
-def _merge(networks: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
+def _merge(networks: Sequence[int]) -> tuple[list[int], list[int]]:
+    """``networks`` are sorted: first address << 8 | free bits."""
     starts: list[int] = []
     ends: list[int] = []
     last = -1
-    for start, size in networks:
+    for network in networks:
+        start = network >> 8
+        end = start + (1 << (network & 255))
         if start > last:
-            if last >= 0:
-                ends.append(last)
+            ends.append(last)
             starts.append(start)
-            last = start + size
-        elif start + size > last:
-            last = start + size
-    if starts:
-        ends.append(last)
-    return starts, ends
+            last = end
+        elif end > last:
+            last = end
+    ends.append(last)
+    return starts, ends[1:]
 
 
 def interval_chunks(

@@ -9,6 +9,7 @@ right bytes for every cast; what nothing explains is reported, and the template 
 from __future__ import annotations
 
 import ipaddress
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -217,11 +218,16 @@ def _number_encodings() -> Iterator[Encoder]:
 def _address_encodings(width: int, is_prefix: bool) -> Iterator[Encoder]:
     """The address, its network by the value's own prefix length or by any other, and what follows that network."""
 
+    family = socket.AF_INET if width == 32 else socket.AF_INET6
+
     def parse(text: str) -> tuple[int, int]:
-        interface = ipaddress.ip_interface(text)
-        if interface.max_prefixlen != width or ("/" in text) != is_prefix:
+        address, slash, length = text.partition("/")
+        if bool(slash) != is_prefix or (slash and not (length.isdigit() and int(length) <= width)):
             raise Unpatchable(text)
-        return int(interface.ip), interface.network.prefixlen
+        try:
+            return int.from_bytes(socket.inet_pton(family, address), "big"), int(length or width)
+        except OSError as error:
+            raise Unpatchable(text) from error
 
     def encoder(length: int | None, after: int, keep: int) -> Callable[[str], bytes]:
         def encode(text: str) -> bytes:
