@@ -306,8 +306,8 @@ def rows() -> list[Row]:
         v = f"v{suffix or 4}"
         add(f"{v} the host's own service", ALL, gets_out(partial(to_host, suffix)), rule)
         add(f"{v} another tenant", ALL, gets_out(partial(to_neighbour, suffix)), rule)
-    add("v4 another resolver", GUESTS, gets_out(partial(to_udp, OUTSIDE, 53)), TO_DNS)
-    add("v6 another resolver", GUESTS, gets_out(partial(to_udp, OUTSIDE6, 53)), TO_DNS)
+    add("v4 another resolver", ALL, gets_out(partial(to_udp, OUTSIDE, 53)), TO_DNS)
+    add("v6 another resolver", ALL, gets_out(partial(to_udp, OUTSIDE6, 53)), TO_DNS)
     add("v4 multicast", ("process",), gets_out(multicast), MULTICAST)
     add("v6 multicast", ("process",), gets_out(multicast6), MULTICAST6)
     add("v4 broadcast", ("process",), gets_out(partial(to_udp, "255.255.255.255", 9)), MULTICAST)

@@ -80,6 +80,7 @@ def del_clsact(link: int) -> Request:
     return Request(_DELQDISC, 0, payload, f"tc qdisc del clsact on link {link}", (errno.EINVAL, errno.ENOENT))
 
 
+@functools.lru_cache(maxsize=256)
 def set_filter(
     link: int, hook: int, priority: int, program: int, name: str, *, number: int = 0, handle: int = 1
 ) -> Request:
