@@ -141,7 +141,7 @@ def static_root() -> Shape:
     """The root namespace of slots: what ``netslot up`` puts there."""
     text = nft_preset(host_spec(1))
     rules = [line for line in text.splitlines() if line.startswith("\t\t") and not line.startswith("\t\ttype ")]
-    return Shape("static", NFT, text, (root_text.TABLE,), 0, len(rules), family=_INET_FAMILY)
+    return Shape("static", NFT, text, (root_text.table(host_spec(1)),), 0, len(rules), family=_INET_FAMILY)
 
 
 def _filter(lines: Sequence[str], chains: Sequence[str] = ()) -> str:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from netslot.errors import KernelError, NetslotError, RefusedError, UsageError
-from netslot.host import lint, root, slots
+from netslot.host import lint, root, root_forwarding, slots
 from netslot.host.engine import Engine, read_tag
 from netslot.host.ledger import SlotRecord, clock
+from netslot.host.links import ROOT_GROUP
 from netslot.host.plan import SlotPlan, parse_tag
 from netslot.host.slots import NotCleanError, Template, Workshop
 from netslot.kernel import cgroupfs, netns, sockets
@@ -58,26 +59,29 @@ def up(
     slots_override: int | None = None,
     progress: Progress | None = None,
     stop: threading.Event | None = None,
+    build: bool = True,
 ) -> Summary:
     """Build, adopt, restamp and remove slots until the host is as ``spec`` says.
 
     ``stop``, once set, ends the work after the slot at hand; what was built stays and the next ``up`` continues.
-    Raises NetslotError then.
+    Raises NetslotError then. Without ``build`` no slot is made that was not there: see :func:`refill`.
     """
     started = time.perf_counter()
     lint.refuse(spec)
+    engine.run(lambda _: root_forwarding.current(spec))  # there is an uplink
     ledger = engine.create()
     with engine.exclusive():
         _take_spec(engine, spec, slots_override)
         for name in spec.classes:
             ledger.put(**{f"rules:{name}": str(sum(die.rules for die in engine.template(name).dies))})
         builder = _Builder(engine, progress, stop or threading.Event())
+        engine.run(builder.adopt)
         engine.run(builder.root)
         engine.write_identity()
-        engine.run(builder.adopt)
         engine.run(builder.remove_surplus)
         engine.run(builder.refresh)
-        engine.run(builder.build_missing)
+        if build:
+            engine.run(builder.build_missing)
     return summary(engine, time.perf_counter() - started)
 
 
@@ -86,7 +90,7 @@ def _take_spec(engine: Engine, spec: HostSpec, slots_override: int | None) -> No
     engine.recover_facts()
     if engine.root_netns is not None:
         ledger.put(root_netns=engine.root_netns)
-    known = engine.ledger.get("spec")
+    known = engine.ledger.get("spec_digest")
     if known and engine.ledger.slots():
         before = engine.spec
         if (before.prefix, before.addresses.pool) != (spec.prefix, spec.addresses.pool):
@@ -110,14 +114,13 @@ class _Builder:
     def root(self, _: Workshop) -> None:
         """The static ruleset, and forwarding on the uplink."""
         before = self.engine.root_snapshot
-        after = root.apply(self.spec, before)
+        after = root.apply(self.spec, before, lambda planned: self.ledger.put(root=planned.dump()))
         self.ledger.put(root=after.dump())
-        saved = root.enable_forwarding(self.spec)
-        if self.ledger.get("forwarding") is None:
-            self.ledger.put(forwarding=saved)
+        self.ledger.put(forwarding=root_forwarding.current(self.spec, self.ledger.get("forwarding")))
+        root_forwarding.enable(self.spec)
 
-    def adopt(self, _: Workshop) -> None:
-        """Make the ledger agree with what is in the kernel."""
+    def adopt(self, workshop: Workshop) -> None:
+        """Make the ledger agree with what is in the kernel. NetslotError when slots' names are taken by others."""
         known = {record.slot: record for record in self.ledger.slots()}
         pins = self.engine.pins()
         # A leased slot without its pin is left to verify: its tenant may still be at work in it.
@@ -139,11 +142,19 @@ class _Builder:
                 f"{foreign[0]} (and {len(foreign) - 1} more) are namespaces of somebody else",
                 hint="use another prefix",
             )
+        self._refuse_foreign_links(workshop)
         if lost:
             self.ledger.add(found, "unknown", "the ledger was lost: nobody knows whether this slot is leased")
         else:
             self.ledger.add(found)  # built by an `up` that was killed before it could write that down
         self.ledger.put(built="yes")
+
+    def _refuse_foreign_links(self, workshop: Workshop) -> None:
+        """Building removes a link of the slot's name that a dying slot left in root: it must not be somebody else's."""
+        for link in rt.links(workshop.root):
+            digits = link.name.removeprefix(self.spec.prefix)
+            if digits != link.name and digits.isdecimal() and link.group != ROOT_GROUP:
+                raise NetslotError(f"root's link {link.name} is not netslot's", hint="use another prefix")
 
     def remove_surplus(self, workshop: Workshop) -> None:
         """Free slots that the spec no longer has go; leased ones stay until they are released."""
@@ -210,6 +221,18 @@ class _Builder:
         finally:
             self.ledger.add(done)
 
+    def build(self, workshop: Workshop, wanted: Sequence[tuple[int, str]], observe: Callable[[float], None]) -> int:
+        """Build these, each to be handed out as soon as it is there; returns how many."""
+        for count, (number, class_name) in enumerate(wanted):
+            if self._stop.is_set():
+                return count
+            started = time.perf_counter()
+            plan = self.engine.plan(number, class_name)
+            workshop.build(plan, self.engine.template(class_name))
+            self.ledger.add([(number, class_name, plan.of.digest)])
+            observe(time.perf_counter() - started)
+        return len(wanted)
+
     def _each(self, what: str, items: Sequence[T]) -> Iterator[T]:
         total = len(items)
         for count, item in enumerate(items):
@@ -220,6 +243,27 @@ class _Builder:
             yield item
         if self._progress is not None and total:
             self._progress(what, total, total)
+
+
+def refill(engine: Engine, low: int, high: int, *, observe: Callable[[float], None], stop: threading.Event) -> int:
+    """In each class with fewer than ``low`` free slots, build of those that the spec still wants until ``high`` are
+    free. Returns how many were built; ``observe`` is told the seconds that each took."""
+    ledger, wanted = engine.ledger, list[tuple[int, str]]()
+    missing = engine.spec.missing({record.slot: record.class_name for record in ledger.slots()})
+    if not missing:
+        return 0
+    counts = ledger.counts()
+    for name in engine.spec.classes:
+        free = counts.get((name, "free"), 0)
+        if free < low:
+            wanted += [each for each in missing if each[1] == name][: high - free]
+    if not wanted:
+        return 0
+    with engine.exclusive():
+        builder = _Builder(engine, None, stop)
+        engine.run(builder.adopt)
+        there = {record.slot for record in ledger.slots()}
+        return engine.run(lambda w: builder.build(w, [each for each in wanted if each[0] not in there], observe))
 
 
 def rebuild(engine: Engine, plan: SlotPlan, template: Template, workshop: Workshop) -> None:
@@ -245,7 +289,7 @@ def down(engine: Engine, *, force: bool = False, progress: Progress | None = Non
     their namespace until they end.
     """
     ledger = engine.ledger
-    with engine.exclusive():
+    with engine.serving(), engine.exclusive():
         engine.recover_facts()
         leases = ledger.leases()
         if leases and not force:
@@ -256,7 +300,7 @@ def down(engine: Engine, *, force: bool = False, progress: Progress | None = Non
         count = engine.run(lambda workshop: _take_down(engine, workshop, progress)) if ledger.get("spec") else 0
         state_dir = engine.state_dir
         engine.close()
-        for pattern in ("ledger.db*", "facts.json", "identity", "lock", "slots.lock"):
+        for pattern in ("ledger.db*", "facts.json", "identity", "lock", "*.lock", "netslot.sock"):
             for file in state_dir.glob(pattern):
                 file.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # it holds files of somebody else's
@@ -291,5 +335,5 @@ def _take_down(engine: Engine, workshop: Workshop, progress: Progress | None) ->
     snapshot = engine.root_snapshot
     if snapshot is not None:
         root.remove(snapshot)
-    root.restore_forwarding(ledger.get("forwarding"))
+    root_forwarding.restore(ledger.get("forwarding"))
     return len(known)

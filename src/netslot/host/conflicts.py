@@ -24,7 +24,7 @@ _FORWARD_HOOK = 2  # NF_INET_FORWARD
 _DROP = 0  # NF_DROP
 _FAMILIES = {1: "inet", 2: "ip", 10: "ip6"}
 _HOOK_NUMBER = 1  # NFTA_HOOK_HOOKNUM
-_OWN_TABLE = "netslot"
+_OWN_TABLE = "netslot-"
 _BASE_CHAINS = 1024  # per hook: NF_MAX_HOOKS / MAX_HOOK_COUNT, net/netfilter/core.c
 _WILDCARD = re.compile(r'(?:-[io] (?P<ipt>[\w.-]+)\+)|(?:[io]ifname (?:!= )?"(?P<nft>[\w.-]+)\*")')
 
@@ -165,7 +165,7 @@ def forward_policies() -> list[ForwardPolicy]:
             attributes[kind].rstrip(b"\0").decode() for kind in (nf_attrs.CHAIN_TABLE, nf_attrs.CHAIN_NAME)
         )
         family = _FAMILIES[message.payload[0]]
-        if table == _OWN_TABLE:
+        if table.startswith(_OWN_TABLE):
             continue
         is_iptables = (table, name) == ("filter", "FORWARD") and family in ("ip", "ip6")
         found.append(ForwardPolicy(family, f"{family} {table} {name}", is_iptables))

@@ -10,7 +10,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,20 +169,19 @@ class Host:
         """
         plan = self._engine.plan(number, self._record(number).class_name)
         name = plan.inner_netns or plan.netns
-        cgroup, section = plan.values.get("cgroup"), plan.of.cgroup
+        cgroup = plan.values.get("cgroup")
 
         def start() -> subprocess.Popen[bytes]:
-            fd = netns.open_named(name)
-            try:
+            with ExitStack() as held:
+                fd = netns.open_named(name)
+                held.callback(os.close, fd)
+                step_in = held.enter_context(cgroupfs.entrance(cgroup, cgroupfs.CONTROLLERS)) if cgroup else None
                 with netns.entered(fd):
-                    return subprocess.Popen(list(command))
-            finally:
-                os.close(fd)
+                    # The child joins the cgroup before it runs anything, so nothing it starts is born outside.
+                    return subprocess.Popen(list(command), preexec_fn=step_in)  # noqa: PLW1509
 
         with netns.Worker() as worker:
             process = worker.run(start)
-        if cgroup is not None and section is not None:
-            cgroupfs.enter(cgroup, cgroupfs.CONTROLLERS, process.pid)
         return process.wait()
 
     # --- leases --------------------------------------------------------------------------------------

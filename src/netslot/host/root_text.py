@@ -13,10 +13,9 @@ from netslot.errors import SpecError
 from netslot.spec.model import HostSpec, RuleFile
 from netslot.spec.render import render
 
-CHAIN = "NETSLOT"
-TABLE = "netslot"
+BUILT_IN = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 
-_BUILT_IN = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
+_SHORT = {"PREROUTING": "PRE", "INPUT": "IN", "FORWARD": "FWD", "OUTPUT": "OUT", "POSTROUTING": "POST"}
 _NFT_TABLE = re.compile(r"^\s*(?:add\s+)?table\s+(?:(ip6?|inet|arp|bridge|netdev)\s+)?([\w-]+)", re.MULTILINE)
 
 
@@ -27,11 +26,27 @@ class Chains:
     table: str
     rules: dict[str, list[str]]
     """Rules by chain, each as it follows ``-A CHAIN``."""
+    jumps: list[tuple[str, str]]
+    """(built-in chain, netslot's chain that it jumps to)."""
 
-    @property
-    def jumps(self) -> list[tuple[str, str]]:
-        """(built-in chain, netslot's chain that it jumps to)."""
-        return [(name.removeprefix(f"{CHAIN}-"), name) for name in self.rules if name.startswith(f"{CHAIN}-")]
+
+def table(spec: HostSpec) -> str:
+    """The name of netslot's own nftables table; the prefix tells several hosts in one root namespace apart."""
+    return f"netslot-{spec.prefix}"
+
+
+def _chain(spec: HostSpec, built_in: str) -> str:
+    """netslot's chain for a built-in one; the longest fits the 28 bytes that iptables allows."""
+    return f"NETSLOT-{spec.prefix}-{_SHORT[built_in]}"
+
+
+def _chains(spec: HostSpec, table: str, rules: dict[str, list[str]]) -> Chains:
+    own = {name: _chain(spec, name) for name in BUILT_IN}
+    return Chains(
+        table,
+        {own.get(name, name): each for name, each in rules.items()},
+        [(name, own[name]) for name in rules if name in own],
+    )
 
 
 def iptables(spec: HostSpec, *, ipv6: bool) -> list[Chains]:
@@ -39,14 +54,19 @@ def iptables(spec: HostSpec, *, ipv6: bool) -> list[Chains]:
     file = spec.root.rules.ipv6 if ipv6 else spec.root.rules.ipv4
     tables = _additions(file, spec.root_values()) if file is not None else {}
     for table, chain, rule in _preset(spec, ipv6=ipv6):
-        tables.setdefault(table, {}).setdefault(f"{CHAIN}-{chain}", []).append(rule)
-    return [Chains(table, rules) for table, rules in tables.items()]
+        tables.setdefault(table, {}).setdefault(chain, []).append(rule)
+    return [_chains(spec, table, rules) for table, rules in tables.items()]
+
+
+def forward_only(spec: HostSpec) -> Chains:
+    """What an iptables FORWARD chain needs whose policy, say Docker's, is to drop."""
+    return _chains(spec, "filter", {"FORWARD": [rule for _, rule in _forward(spec)]})
 
 
 def _preset(spec: HostSpec, *, ipv6: bool) -> Iterator[tuple[str, str, str]]:
     slots, uplink = f"{spec.prefix}+", spec.uplink
     yield "raw", "PREROUTING", f"-i {slots} -m rpfilter --invert -j DROP"
-    for chain, rule in forward(spec):
+    for chain, rule in _forward(spec):
         yield "filter", chain, rule
     ping = "-p ipv6-icmp -m icmp6 --icmpv6-type echo-request" if ipv6 else "-p icmp -m icmp --icmp-type echo-request"
     yield "filter", "INPUT", f"-i {slots} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
@@ -57,11 +77,8 @@ def _preset(spec: HostSpec, *, ipv6: bool) -> Iterator[tuple[str, str, str]]:
         yield "nat", "POSTROUTING", f"-s {pool} -o {uplink} -j MASQUERADE"
 
 
-def forward(spec: HostSpec) -> list[tuple[str, str]]:
-    """(chain, rule) of the preset's forwarding: to the outside and back, never from slot to slot or elsewhere.
-
-    These are all that an iptables FORWARD chain needs whose policy, say Docker's, is to drop.
-    """
+def _forward(spec: HostSpec) -> list[tuple[str, str]]:
+    """(chain, rule) of the preset's forwarding: to the outside and back, never from slot to slot or elsewhere."""
     slots, uplink = f"{spec.prefix}+", spec.uplink
     return [
         ("FORWARD", f"-i {slots} -o {slots} -j DROP"),
@@ -72,7 +89,7 @@ def forward(spec: HostSpec) -> list[tuple[str, str]]:
 
 
 def _additions(file: RuleFile, values: dict[str, str]) -> dict[str, dict[str, list[str]]]:
-    """The operator's rules by table and chain; those of built-in chains in netslot's chain for it."""
+    """The operator's rules by table and chain."""
     tables: dict[str, dict[str, list[str]]] = {}
     chains: dict[str, list[str]] | None = None
     for number, line in enumerate(render(file.text, values, file=file.name).splitlines(), 1):
@@ -89,7 +106,7 @@ def _additions(file: RuleFile, values: dict[str, str]) -> dict[str, dict[str, li
             raise SpecError("expected '*TABLE' before rules", file=file.name, line=number)
         if words[0].startswith(":"):
             name = words[0][1:]
-            if name not in _BUILT_IN:
+            if name not in BUILT_IN:
                 chains.setdefault(name, [])
             elif len(words) > 1 and words[1] != "ACCEPT":
                 raise SpecError(
@@ -99,9 +116,8 @@ def _additions(file: RuleFile, values: dict[str, str]) -> dict[str, dict[str, li
                     hint=f"write ':{name} ACCEPT' and end the chain with an explicit '-A {name} ... -j DROP'",
                 )
         elif words[0] in ("-A", "--append") and len(words) > 1:
-            name = f"{CHAIN}-{words[1]}" if words[1] in _BUILT_IN else words[1]
             rule = line.split(None, 2)[2] if len(words) > 2 else ""
-            chains.setdefault(name, []).append(rule)
+            chains.setdefault(words[1], []).append(rule)
         else:
             hint = "write rules as iptables-save prints them: -A CHAIN ..."
             raise SpecError(
@@ -114,7 +130,7 @@ def nft_preset(spec: HostSpec) -> str:
     """netslot's own nftables table, for both families."""
     slots, uplink = f'"{spec.prefix}*"', f'"{spec.uplink}"'
     lines = [
-        f"table inet {TABLE} {{",
+        f"table inet {table(spec)} {{",
         "\tchain prerouting {",
         "\t\ttype filter hook prerouting priority raw; policy accept;",
         f"\t\tiifname {slots} fib saddr . iif oif missing drop",

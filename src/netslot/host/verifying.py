@@ -43,13 +43,20 @@ def verify(
 ) -> Report:
     """Compare the root ruleset and the slots (all, or ``numbers``) with what they should be.
 
-    Slots that are being bound or cleaned are passed over. ``repair`` puts right what is netslot's own: leased
+    Slots that are being bound or cleaned are passed over, and leased ones that still have an earlier template:
+    they get the present one when they are released. ``repair`` puts right what is netslot's own: leased
     slots keep their connections where that is possible.
     """
     started = time.perf_counter()
     wanted = None if numbers is None else set(numbers)
     records = engine.ledger.slots(*_VERIFIED)
-    chosen = [record for record in records if wanted is None or record.slot in wanted]
+    present = {name: each.digest for name, each in engine.spec.classes.items()}
+    chosen = [
+        record
+        for record in records
+        if (wanted is None or record.slot in wanted)
+        and (record.state == "free" or record.digest == present.get(record.class_name))
+    ]
     for record in chosen:
         engine.template(record.class_name)
     check = _Check(engine, repair)
@@ -79,8 +86,10 @@ class _Check:
         found = root.differences(snapshot)
         self.drift += found
         if found and self._repair:
-            self._engine.ledger.put(root=root.apply(self._engine.spec, snapshot).dump())
-            self._count(not root.differences(snapshot))
+            ledger = self._engine.ledger
+            after = root.apply(self._engine.spec, snapshot, lambda planned: ledger.put(root=planned.dump()))
+            ledger.put(root=after.dump())
+            self._count(not root.differences(after))
         elif found:
             self.unrepaired += 1
 
@@ -182,7 +191,7 @@ def mend(plan: SlotPlan, template: slots.Template, workshop: Workshop, values: V
     wanted = template.expectation.slot(plan)
     with slots.inside(plan):
         with Socket() as slot:
-            if links.read(slot) != wanted:
+            if links.read(plan, slot) != wanted:
                 slots.restore_links(plan, workshop, slot)
                 links.mend(plan, wanted, slot)
         for die in template.dies:

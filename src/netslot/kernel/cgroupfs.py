@@ -11,7 +11,7 @@ import errno
 import functools
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -163,10 +163,37 @@ def enter(path: str, controllers: tuple[str, ...], pid: int = 0) -> None:
 
     Raises KernelError ENOENT when not even the unified hierarchy has it.
     """
+    for place in _entrances(path, controllers):
+        write(place, str(pid))
+
+
+def _entrances(path: str, controllers: tuple[str, ...]) -> list[Path]:
     places = directories(path, tuple(name for name in controllers if available(name)))
-    for place in places:
-        if place == places[0] or place.is_dir():
-            write(place / "cgroup.procs", str(pid))
+    return [place / "cgroup.procs" for place in places if place == places[0] or place.is_dir()]
+
+
+@contextmanager
+def entrance(path: str, controllers: tuple[str, ...]) -> Iterator[Callable[[], None]]:
+    """As :func:`enter`, prepared: a function that moves its caller in, for a child between fork and exec.
+
+    Such a child of a process with threads may do little more than write to descriptors, and that is all it does.
+    """
+    fds: list[int] = []
+    try:
+        for place in _entrances(path, controllers):
+            try:
+                fds.append(os.open(place, os.O_WRONLY | os.O_CLOEXEC))
+            except OSError as error:
+                raise KernelError(f"open {place}", error.errno or errno.EIO) from error
+
+        def step_in() -> None:
+            for fd in fds:
+                os.write(fd, b"0")
+
+        yield step_in
+    finally:
+        for fd in fds:
+            os.close(fd)
 
 
 def processes(path: str) -> list[int]:
