@@ -45,7 +45,8 @@ def prove(
         dump = read_dumps(dumps)
         people = attribute(dump, read_tenants(tenants_file) if tenants_file else None).tenants
         world = places.survey(dump, people, host_addresses(hosts))
-        after = arrangement.read(read_directory(Path(directory)))
+        files = read_directory(Path(directory))
+        after = arrangement.read(files)
         verdict = prover.prove(dump, world, after)
     finally:
         gc.enable()
@@ -54,10 +55,11 @@ def prove(
     if replay:
         from netslot.host.replay import replay_packets
 
-        outcome = replay_packets(dump, world, after, replay)
+        outcome = replay_packets(dump, world, after, files, replay)
         replayed, differing = outcome.sent, outcome.differences
     examples = [
-        {"tenant": c.tenant, "packet": c.packet, "before": c.before, "after": c.after} for c in verdict.counterexamples
+        {"tenant": c.tenant, "packet": c.packet, "before": c.before, "after": c.after}
+        for c in verdict.counterexamples
     ] + differing
     answer = {
         "equivalent": verdict.equivalent and not differing,
@@ -67,6 +69,7 @@ def prove(
         "counterexamples": examples,
         "obstacles": verdict.obstacles,
         "assumptions": verdict.assumptions,
+        "notes": verdict.notes,
     }
     if as_json or bool(getattr(context.obj, "json", False)):
         click.echo(json.dumps(answer))
@@ -85,7 +88,9 @@ def read_directory(directory: Path) -> dict[str, str]:
             if path.is_file() and path.name != "report.json"
         }
     except OSError as error:
-        raise UsageError(f"{directory}: {error.strerror}", hint="give the directory that netslot split wrote") from None
+        raise UsageError(
+            f"{directory}: {error.strerror}", hint="give the directory that netslot split wrote"
+        ) from None
 
 
 def _print(answer: dict[str, Any], scenarios: int) -> None:
@@ -100,6 +105,8 @@ def _print(answer: dict[str, Any], scenarios: int) -> None:
         _print_example(example)
     for text in answer["obstacles"]:
         click.echo(f"cannot be proved: {text}")
+    for text in answer["notes"]:
+        click.echo(f"note: {text}")
     click.echo("taken for granted:")
     for text in answer["assumptions"]:
         click.echo(f"  - {text}")

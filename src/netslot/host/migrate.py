@@ -319,7 +319,8 @@ class Migration:
 def _addresses(member: Member) -> list[bytes]:
     """The tenant's addresses; of a network the first 256."""
     networks = [ip_network(text) for name, text in sorted(member.variables.items()) if name.startswith("address")]
-    return [int(host).to_bytes(host.max_prefixlen // 8) for network in networks for host in islice(network, 256)]
+    sizes = {4: 4, 6: 16}
+    return [int(host).to_bytes(sizes[network.version]) for network in networks for host in islice(network, 256)]
 
 
 def _as_saved(variant: Variant, family: int, text: str) -> str:

@@ -100,6 +100,10 @@ class Journey:
         slotted = self._side.slot_of is not None
         flow.frame = f"from {way.entry}"
         if slotted and sender != NOBODY:
+            if self._turns_round(flow, sender):
+                self._slot(flow, sender, outward=True, back=True)
+                result.exit = way.entry if isinstance(flow.dst, int) else None
+                return result
             self._slot(flow, sender, outward=True)
             flow.frame = f"from slot {way.entry}"
         flow.mark, flow.tracked, flow.place = 0, True, "root"
@@ -131,6 +135,12 @@ class Journey:
         for table in ("raw", "mangle"):
             walk.hook(table, "PREROUTING", flow, self._roles(flow, routed=False))
         return self._ledger
+
+    def _turns_round(self, flow: Flow, sender: int) -> bool:
+        """A tenant's packet to its own address: its slot sends it straight back, and root never sees it."""
+        if isinstance(flow.dst, int):
+            return self._side.places.is_tenants(flow.dst, sender, flow.family) is True
+        return self._way.receiver == sender
 
     def _root(self, flow: Flow, result: Result) -> None:
         way, places = self._way, self._side.places
@@ -238,7 +248,7 @@ class Journey:
             port = to.ports[0] if to.ports[0] == to.ports[1] else self._number(f"{name} port", 16, to.ports[0])
         return name, address, port
 
-    def _slot(self, flow: Flow, tenant: int, outward: bool) -> None:
+    def _slot(self, flow: Flow, tenant: int, outward: bool, back: bool = False) -> None:
         """The hooks of one tenant's slot, on the way out of it or into it."""
         assert self._side.slot_of is not None
         slot = self._side.slot_of(tenant)
@@ -250,7 +260,8 @@ class Journey:
             walk = Walker(slot.filed, self._side.places, self._ledger)
             if outward:
                 entry = "" if process else slot.guest_if
-                self._slot_hooks(walk, flow, entry, slot.uplink_if, "OUTPUT" if process else "FORWARD")
+                leaving = slot.guest_if if back and not process else slot.uplink_if
+                self._slot_hooks(walk, flow, entry, leaving, "OUTPUT" if process else "FORWARD")
             else:
                 exit_ = "" if process else slot.guest_if
                 self._slot_hooks(walk, flow, slot.uplink_if, exit_, "INPUT" if process else "FORWARD")

@@ -56,7 +56,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Family_:
+class Sides:
     """Both sides of one family, filed."""
 
     family: Family
@@ -73,21 +73,25 @@ def prove(dump: Dump, places: Places, arrangement: Arrangement, enough: int = 5)
     verdict.obstacles += _mismatches(dump, places, arrangement)
     if verdict.obstacles:
         return verdict
-    portraits = Portraits(places, arrangement)
-    families = []
-    for ruleset in dump.rulesets:
-        sides = both_sides(dump, places, arrangement, ruleset.family)
-        portraits.add(ruleset.family, sides.before.root, sides.after.root)
-        families.append(sides)
-    players = cast(portraits.classes())
+    families = [both_sides(dump, places, arrangement, ruleset.family) for ruleset in dump.rulesets]
+    players = cast(classes_of(places, arrangement, families))
     verdict.classes = len(players.first)
     verdict.assumptions = places.assumptions([sides.family for sides in families])
+    verdict.assumptions.append("between two tenants a denial is a denial, whether it is answered or silent")
     for sides in families:
         _Prover(sides, players, verdict).run(enough)
     return verdict
 
 
-def both_sides(dump: Dump, places: Places, arrangement: Arrangement, family: Family) -> Family_:
+def classes_of(places: Places, arrangement: Arrangement, families: Sequence[Sides]) -> list[int]:
+    """The class of each tenant: members are renamings of each other on both sides."""
+    portraits = Portraits(places, arrangement)
+    for sides in families:
+        portraits.add(sides.family, sides.before.root, sides.after.root)
+    return portraits.classes()
+
+
+def both_sides(dump: Dump, places: Places, arrangement: Arrangement, family: Family) -> Sides:
     """File the rules of both sides; slots are instantiated when they are asked for."""
     ruleset = dump.family(family)
     assert ruleset is not None
@@ -105,7 +109,7 @@ def both_sides(dump: Dump, places: Places, arrangement: Arrangement, family: Fam
 
     before = Side(FiledRuleset(ruleset, places), places)
     after = Side(FiledRuleset(arrangement.root[family], after_places), after_places, slot_of)
-    return Family_(family, before, after)
+    return Sides(family, before, after)
 
 
 def _mismatches(dump: Dump, places: Places, arrangement: Arrangement) -> list[str]:
@@ -131,7 +135,7 @@ def _mismatches(dump: Dump, places: Places, arrangement: Arrangement) -> list[st
 
 
 class _Prover:
-    def __init__(self, sides: Family_, players: Cast, verdict: Verdict) -> None:
+    def __init__(self, sides: Sides, players: Cast, verdict: Verdict) -> None:
         self._sides = sides
         self._players = players
         self._verdict = verdict
@@ -215,6 +219,11 @@ class _Prover:
                 self._obstacle(f"a condition cannot be compared across namespaces: {unclear[0]}", way)
                 return
             found = self._confirm(way, packet)
+            if found is not None and way.sender == way.receiver != NOBODY:
+                self._verdict.notes.append(
+                    f"a packet of tenant {found.tenant} to its own address, which its slot turns round: {found.parts}"
+                )
+                return
             if found is not None:
                 if all(known.packet != found.packet for known in self._verdict.counterexamples):
                     self._verdict.counterexamples.append(found)

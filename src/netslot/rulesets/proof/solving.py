@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import z3
 
@@ -106,7 +107,7 @@ class ConcretePacket:
     numbers: Mapping[str, int] = field(default_factory=dict)
 
     def flow(self) -> Flow:
-        fields = {name: self.values[name] for name in FIELDS}
+        fields: dict[str, Any] = {name: self.values[name] for name in FIELDS}
         return Flow(family=self.family, oracle=self.answers, ctmark=self.values.get("ctmark", 0), **fields)
 
     def number(self, name: str, _width: int, default: Number) -> Number:

@@ -159,7 +159,7 @@ class FiledRuleset:
 
     def _filter(self, index: dict[Tags, list[Filed]], roles: Roles) -> list[Filed]:
         found: list[Filed] = []
-        open_to = [(role, who) for role, people in roles.items() for who in people if role != "to"]
+        open_to: list[Tag] = [(role, who) for role, people in roles.items() for who in people if role != "to"]
         targets = roles.get("to", ANYBODY)
         for tags in _subsets(open_to):
             found += index.get(tags, ())

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from netslot.rulesets import matches as m
 from netslot.rulesets import targets as t
-from netslot.rulesets.model import Family, Rule
+from netslot.rulesets.model import Family
 from netslot.rulesets.proof.tagged import Filed, FiledRuleset
 from netslot.rulesets.splitting.naming import Naming
 from netslot.rulesets.splitting.plan import CannotSplit

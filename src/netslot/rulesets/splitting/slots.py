@@ -94,10 +94,13 @@ class SlotWriter:
                 lines += self._pass_to_tenants()
 
     def _pass_to_tenants(self) -> list[str]:
+        """Let packets to other slots pass. Those to the tenant itself turn round here: both directions decide."""
         pool = self._naming.pool(self._family)
         if pool is None:
             return []
-        return [rule_text((m.Address("dst", *pool),), t.Accept(), self._family)]
+        own = [a for a in self._naming.places.addresses(self._tenant, self._family) if self._attachment != "process"]
+        turning = [self._text((m.Address("dst", a.value, a.mask),), t.Return()) for a in own]
+        return [*turning, rule_text((m.Address("dst", *pool),), t.Accept(), self._family)]
 
     def _mine(self, table: str, chain: str, outward: bool) -> list[Filed]:
         here = frozenset((self._tenant,))
