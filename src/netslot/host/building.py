@@ -26,6 +26,7 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many are done, and how many there are to do."""
 
 _BATCH = 50
+_TOGETHER = 500
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ class _Builder:
         self.ledger.put(built="yes")
 
     def _refuse_foreign_links(self, workshop: Workshop) -> None:
-        """Building removes a link of the slot's name that a dying slot left in root: it must not be somebody else's."""
+        """Building removes a link that a dying slot left in root; one of that name must not be somebody else's."""
         for link in rt.links(workshop.root):
             digits = link.name.removeprefix(self.spec.prefix)
             if digits != link.name and digits.isdecimal() and link.group != ROOT_GROUP:
@@ -162,9 +163,10 @@ class _Builder:
         for class_name, count in self.spec.surplus(built).items():
             spare = [r for r in self.ledger.slots("free", "quarantined") if r.class_name == class_name]
             doomed = [record.slot for record in spare[-count:]] if count else []
-            for number in self._each("removing", self.ledger.claim_many(doomed, "free", "quarantined")):
-                remove(self.engine, workshop, number)
-                self.ledger.forget([number])
+            claimed = self.ledger.claim_many(doomed, "free", "quarantined")
+            for some in self._each("removing", list(batched(claimed, _TOGETHER))):
+                remove(self.engine, workshop, some)
+                self.ledger.forget(some)
 
     def refresh(self, workshop: Workshop) -> None:
         """Restamp free slots whose template changed; clean dirty ones; rebuild those in quarantine."""
@@ -268,18 +270,24 @@ def refill(engine: Engine, low: int, high: int, *, observe: Callable[[float], No
 
 def rebuild(engine: Engine, plan: SlotPlan, template: Template, workshop: Workshop) -> None:
     """Put a new slot in the place of one that cannot be cleaned."""
-    remove(engine, workshop, plan.number)
+    remove(engine, workshop, [plan.number])
     workshop.build(plan, template)
 
 
-def remove(engine: Engine, workshop: Workshop, number: int) -> None:
-    """Remove whatever there is of a slot: its link, its pins, its cgroup. Absence is success."""
-    name = engine.spec.name(number)
-    workshop.destroy(name)
+def batched(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    """``items`` in runs of ``size``."""
+    return (items[at : at + size] for at in range(0, len(items), size))
+
+
+def remove(engine: Engine, workshop: Workshop, numbers: Sequence[int]) -> None:
+    """Remove whatever there is of slots: links, pins, cgroups and who is in these. Absence is success."""
+    names = [engine.spec.name(number) for number in numbers]
+    workshop.destroy(names)
     for parent in {each.cgroup.parent for each in engine.spec.classes.values() if each.cgroup is not None}:
-        if cgroupfs.populated(f"{parent}/{name}"):
-            cgroupfs.kill_and_wait(f"{parent}/{name}")
-        cgroupfs.remove(f"{parent}/{name}", cgroupfs.CONTROLLERS)
+        for name in names:
+            if cgroupfs.populated(f"{parent}/{name}"):
+                cgroupfs.kill_and_wait(f"{parent}/{name}")
+            cgroupfs.remove(f"{parent}/{name}", cgroupfs.CONTROLLERS)
 
 
 def down(engine: Engine, *, force: bool = False, progress: Progress | None = None) -> int:
@@ -320,12 +328,14 @@ def _take_down(engine: Engine, workshop: Workshop, progress: Progress | None) ->
         tag = parse_tag(link.alias)
         if tag is not None and tag[0] == engine.host_id:
             known.add(tag[1])
-    for count, number in enumerate(sorted(known)):
+    done = 0
+    for some in batched(sorted(known), _TOGETHER):
         if progress is not None:
-            progress("removing", count, len(known))
-        remove(engine, workshop, number)
+            progress("removing", done, len(known))
+        remove(engine, workshop, some)
+        done += len(some)
     if progress is not None:
-        progress("removing", len(known), len(known))
+        progress("removing", done, len(known))
     for name in netns.names():
         digits = name.removeprefix(spec.prefix).removesuffix("-in")
         if name.endswith("-in") and digits.isdecimal():

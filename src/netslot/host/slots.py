@@ -25,6 +25,12 @@ from netslot.kernel.sysctl import Sysctls
 from netslot.policy.base import Die, Difference, Parameters, Values
 
 
+_DOOMED = 0x6E736478
+"""The group of links that are about to be removed."""
+
+_DATAGRAM = 64
+
+
 class NotCleanError(NetslotError):
     """A slot could not be brought back to what a fresh one is; the message says what is left in it."""
 
@@ -102,7 +108,7 @@ class Workshop:
                         inner.execute(links.inner_side(plan))
                 yield slot_fd, inner_fd
             except BaseException:
-                self.destroy(plan.netns)
+                self.destroy([plan.netns])
                 raise
 
     def _furnish(self, plan: SlotPlan, template: Template, inner_fd: int | None) -> None:
@@ -138,14 +144,31 @@ class Workshop:
 
     # --- the end -------------------------------------------------------------------------------------
 
-    def destroy(self, name: str) -> None:
-        """Remove whatever there is of the slot ``name``; absence is success.
+    def destroy(self, names: Sequence[str]) -> None:
+        """Remove whatever there is of the slots ``names``; absence is success.
 
-        The link goes at once, the namespace when the kernel gets to it, or when the last process in it ends.
+        Their links go at once and together: the kernel waits for its readers at each removal, tens of milliseconds,
+        and a group of links is one removal. The namespaces go when the kernel gets to it, or when the last process
+        in one ends.
         """
-        self.root.execute([rt.delete_link(0, name)._replace(ignore=(errno.ENODEV,))])
-        netns.unpin(f"{name}-in")
-        netns.unpin(name)
+        indexes = [index for name in names if (index := self._index_or_none(name)) is not None]
+        if indexes:
+            gone = (errno.ENODEV,)
+            for at in range(0, len(indexes), _DATAGRAM):
+                chunk = indexes[at : at + _DATAGRAM]
+                self.root.execute(rt.set_link(index, group=_DOOMED)._replace(ignore=gone) for index in chunk)
+            self.root.execute([rt.delete_group(_DOOMED)._replace(ignore=gone)])
+        for name in names:
+            netns.unpin(f"{name}-in")
+            netns.unpin(name)
+
+    def _index_or_none(self, name: str) -> int | None:
+        try:
+            return rt.link_index(self._ioctl, name)
+        except KernelError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            return None
 
 
 def repin(name: str, fd: int) -> None:

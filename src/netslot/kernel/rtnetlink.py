@@ -200,6 +200,12 @@ def delete_link(index: int, name: str = "") -> Request:
     return Request(RTM_DELLINK, 0, payload, f"delete link {name or index}")
 
 
+def delete_group(group: int) -> Request:
+    """Remove all links of an interface group (and, of veths, their peers) in one step."""
+    payload = _IFINFO.pack(0, 0, 0, 0, 0) + attr_u32(IFLA_GROUP, group)
+    return Request(RTM_DELLINK, 0, payload, f"delete links of group {group:#x}")
+
+
 def _family(address: Address | Interface | Network) -> int:
     return socket.AF_INET if address.version == 4 else socket.AF_INET6
 
