@@ -24,7 +24,6 @@ from netslot.kernel.netlink import Socket
 from netslot.kernel.sysctl import Sysctls
 from netslot.policy.base import Die, Difference, Parameters, Values
 
-
 _DOOMED = 0x6E736478
 """The group of links that are about to be removed."""
 
