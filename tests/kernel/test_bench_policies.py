@@ -29,12 +29,15 @@ def test_skew_of_each_policy(policy: str) -> None:
     assert not list(Path("/sys/fs/cgroup/unified").glob("netslot-test-bench-*"))
 
 
+NAT = ["nat", "--samples", "20", "--connections", "500", "--setups", "3"]
+
+
 def test_nat_for_people_and_for_programs() -> None:
-    done = CliRunner().invoke(bench, ["nat", "--samples", "20", "--connections", "500", "--json"])
+    done = CliRunner().invoke(bench, [*NAT, "--json"])
     assert done.exit_code == 0, done.output
     kinds = {kind["nat"]: kind for kind in json.loads(done.stdout)["kinds"]}
     assert set(kinds) == {"bpf", "nftables", "conntrack"}
-    done = CliRunner().invoke(bench, ["nat", "--samples", "20", "--connections", "500"])
+    done = CliRunner().invoke(bench, NAT)
     assert "stateless, bpf" in done.output
 
 

@@ -173,7 +173,7 @@ def _time_setups(plan: Plan, kinds: list[_Kind]) -> float:
     return median(tool)
 
 
-def _connections_per_second(client: Client, guest: Guest, seconds: float = 0.3) -> float:
+def _connections_per_second(client: Client, guest: Guest, seconds: float = 0.1) -> float:
     """Connections opened, accepted and closed one after the other."""
     start = time.perf_counter()
     count = 0

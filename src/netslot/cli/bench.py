@@ -69,16 +69,17 @@ def skew_command(
 @bench.command("nat")
 @click.option("--samples", default=1000, show_default=True, help="Connections of each kind.")
 @click.option("--connections", default=20_000, show_default=True, help="Flows that are opened for their memory.")
+@click.option("--setups", default=100, show_default=True, help="Slots of each kind that are set up.")
 @click.option("--json", "as_json", is_flag=True, help="Machine output on stdout.")
 @click.pass_context
-def nat_command(context: click.Context, samples: int, connections: int, as_json: bool) -> None:
+def nat_command(context: click.Context, samples: int, connections: int, setups: int, as_json: bool) -> None:
     """Compare NAT in the slot with and without connection tracking: set-up, latency, connections/s, memory.
 
     \b
     netslot bench nat
     netslot bench nat --json
     """
-    plan = nat.Plan(samples=samples, connections=connections)
+    plan = nat.Plan(samples=samples, connections=connections, setups=setups)
     result = measured(context, lambda: nat.measure_nat(plan, say))
     show(context, result, policy_report.nat_table, as_json)
 
