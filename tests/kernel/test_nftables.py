@@ -490,6 +490,25 @@ def test_values_that_no_cast_had_are_cast_for_the_slot(worker: netns.Worker) -> 
     assert values(5)["address"] in shown
 
 
+def test_a_scalar_that_changes_the_rules_form_can_be_bound_and_let_go(worker: netns.Worker) -> None:
+    text = (
+        "table ip t {\n set allow {\n  type ipv4_addr; flags interval\n }\n chain c {\n"
+        "  ip daddr { ${dns} } accept\n  ip saddr ${address} drop\n }\n}\n"
+    )
+    slots = [{**values(n), "dns": "9.9.9.9"} for n in (1, 400, 77)]
+    die = nftables.cast(text, samples=slots, lists={"allow": "cidrs"}, scalars=["dns"])
+    assert die.fallback is None
+    usual, odd = slots[1], {**slots[1], "dns": "1.1.1.1, 8.8.8.8"}
+
+    def act() -> None:
+        die.stamp(usual)
+        for slot in (odd, odd, usual, usual):
+            die.bind(slot, {"allow": ["192.0.2.0/24"]})
+            assert words(die, slot, allow=["192.0.2.0/24"]) == []
+
+    in_fresh(worker, act)
+
+
 def test_elements_that_meet_in_one_slot_are_what_the_tool_makes_of_them(worker: netns.Worker) -> None:
     """Stamped in slots where the slot's own interval is by itself, cast anew where it touches another."""
     text = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from netslot.kernel import netlink
@@ -48,10 +48,10 @@ class Expectation:
         self.lists = lists
         self._memo = memo
 
-    def holds(self, sock: nf.Socket) -> bool:
-        """True when the namespace holds exactly this."""
+    def holds(self, sock: nf.Socket, *, but: Container[Item] = ()) -> bool:
+        """True when the namespace holds exactly this, whatever is in the sets ``but``."""
         return all(self.same(sock, kind) for kind in KINDS) and all(
-            self._same_elements(sock, item) for item in self.ruleset.items[SET]
+            self._same_elements(sock, item) for item in self.ruleset.items[SET] if item not in but
         )
 
     def same(self, sock: nf.Socket, kind: str) -> bool:

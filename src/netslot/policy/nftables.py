@@ -235,13 +235,16 @@ class NftablesDie:
         changes: list[Command] = []
         ruleset = self._ruleset(values, content)
         template = self._template
-        if template is None or (self._lines and not self._same_rules(sock, ruleset)):
+        if template is None:
             return None
-        if self._scalars and not self._lines:
-            rendered = self._rendered(template, values)
-            if rendered is None:
+        if self._lines or self._scalars & self._constants.keys():
+            # The template does not know which rules these change, so all must be right already.
+            bound = [ruleset.items[SET][entry.index] for entry in self.lists]
+            if not self._expected(ruleset).holds(sock, but=bound):
                 return None
-            found = nft_bind.scalar_changes(sock, template, rendered, self._bindable)
+        elif self._scalars:
+            rendered = self._rendered(template, values)
+            found = rendered and nft_bind.scalar_changes(sock, template, rendered, self._bindable)
             if found is None:
                 return None
             changes += found
@@ -253,8 +256,8 @@ class NftablesDie:
             changes += own
         return changes
 
-    def _same_rules(self, sock: nf.Socket, ruleset: Ruleset) -> bool:
-        return nft_state.Expectation(ruleset, {}, self._messages).same(sock, RULE)
+    def _expected(self, ruleset: Ruleset) -> nft_state.Expectation:
+        return nft_state.Expectation(ruleset, {}, self._messages)
 
     def _put(self, values: Values, content: Parameters, *, first: Sequence[Command] = ()) -> None:
         with nf.Socket() as sock:
@@ -327,7 +330,7 @@ class NftablesDie:
                     sock.commit(nf.Batch(list(nft_template.commands(ruleset, self._plan))))
                 except KernelError as error:
                     return f"the kernel does not take back what the tool made ({error})"
-                found = nft_state.differences(sock, nft_state.Expectation(ruleset, {}, self._messages))
+                found = nft_state.differences(sock, self._expected(ruleset))
             return f"what is stamped is not what the tool makes ({found[0]})" if found else None
 
         self._fallback = in_scratch(act)
