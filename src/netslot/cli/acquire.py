@@ -37,9 +37,13 @@ def command(
       netslot acquire --owner vm-17
       netslot acquire --owner vm-17 --param allow=192.0.2.0/24,198.51.100.7/32 --wait 5
     """
-    with options.host() as host:
-        lease = host.lease(owner, class_name=class_name, params=parameters(params), wait=wait, ttl=ttl)
-        fields = lease.fields
+    bound = parameters(params)
+    if (daemon := options.daemon()) is not None:
+        with daemon:
+            fields = daemon.acquire(owner, class_name=class_name, params=bound, wait=wait, ttl=ttl)
+    else:
+        with options.host() as host:
+            fields = host.lease(owner, class_name=class_name, params=bound, wait=wait, ttl=ttl).fields
     if options.json:
         print_json(fields)
         return

@@ -12,6 +12,7 @@ import click
 from netslot.errors import NetslotError
 from netslot.host.engine import DEFAULT_STATE_DIR
 from netslot.host.host import Host
+from netslot.serve.client import Client, connect
 
 _VERBS = {
     "acquire": "Lease a slot, with a tenant's own parameters.",
@@ -48,6 +49,10 @@ class Context:
     def host(self) -> Host:
         """The host that the options name; the caller closes it."""
         return Host(self.state_dir, root_netns=self.root_netns)
+
+    def daemon(self) -> Client | None:
+        """The host's daemon where one runs; the caller closes the client."""
+        return connect(self.state_dir)
 
 
 class Verbs(click.Group):

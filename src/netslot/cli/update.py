@@ -27,11 +27,17 @@ def command(
     """
     if sum(each is not None for each in (slot, owner, lease)) != 1:
         raise UsageError("name one of: a slot, --owner, --lease")
-    with options.host() as host:
-        found = host.find(slot=slot, owner=owner, lease=lease)
-        if found is None:
-            raise RefusedError("there is no such lease", hint="netslot ls --state leased")
-        fields = host.update(found.id, parameters(params)).fields
+    changed = parameters(params)
+    if (daemon := options.daemon()) is not None:
+        with daemon:
+            known = daemon.find(slot=slot, owner=owner, lease=lease)
+            fields = daemon.update(known["lease"], changed) if known is not None else None
+    else:
+        with options.host() as host:
+            found = host.find(slot=slot, owner=owner, lease=lease)
+            fields = host.update(found.id, changed).fields if found is not None else None
+    if fields is None:
+        raise RefusedError("there is no such lease", hint="netslot ls --state leased")
     if options.json:
         print_json(fields)
     else:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from netslot.errors import KernelError, NetslotError, RefusedError, UsageError
+from netslot.errors import KernelError, NetslotError, RefusedError, SpecError, UsageError
 from netslot.host import lint, root, root_forwarding, slots
 from netslot.host.engine import Engine, read_tag
 from netslot.host.ledger import SlotRecord, clock
@@ -72,12 +72,18 @@ def up(
     engine.run(lambda _: root_forwarding.current(spec))  # there is an uplink
     ledger = engine.create()
     with engine.exclusive():
+        before = {key: ledger.get(key) or "" for key in ("spec", "spec_digest")}
         _take_spec(engine, spec, slots_override)
-        for name in spec.classes:
-            ledger.put(**{f"rules:{name}": str(sum(die.rules for die in engine.template(name).dies))})
         builder = _Builder(engine, progress, stop or threading.Event())
-        engine.run(builder.adopt)
-        engine.run(builder.root)
+        try:
+            for name in spec.classes:
+                ledger.put(**{f"rules:{name}": str(sum(die.rules for die in engine.template(name).dies))})
+            engine.run(builder.adopt)
+            engine.run(builder.root)
+        except SpecError:
+            if before["spec"]:  # what a tool refuses must not become the spec of a running host
+                ledger.put(**before)
+            raise
         engine.write_identity()
         engine.run(builder.remove_surplus)
         engine.run(builder.refresh)
@@ -245,6 +251,12 @@ class _Builder:
             yield item
         if self._progress is not None and total:
             self._progress(what, total, total)
+
+
+def adopt(engine: Engine) -> None:
+    """Make the ledger agree with what is in the kernel; no slot is touched."""
+    with engine.exclusive():
+        engine.run(_Builder(engine, None, threading.Event()).adopt)
 
 
 def refill(engine: Engine, low: int, high: int, *, observe: Callable[[float], None], stop: threading.Event) -> int:

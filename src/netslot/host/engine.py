@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import secrets
@@ -51,7 +52,8 @@ class Engine:
         self._worker: netns.Worker | None = None
         self._workshop: Workshop | None = None
         self._spec: HostSpec | None = None
-        self._spec_source = ""
+        self._spec_digest = ""
+        self._host_id = ""
         self._templates: dict[str, Template] = {}
 
     def close(self) -> None:
@@ -118,7 +120,7 @@ class Engine:
 
     def write_identity(self) -> None:
         """Keep what is needed to recognise the host's slots without the ledger: identity, spec, root's rules."""
-        facts = {key: self.ledger.get(key) for key in ("spec", "root")}
+        facts = {key: self.ledger.get(key) for key in ("spec", "spec_digest", "root")}
         for name, text in (("identity", self.host_id), ("facts.json", json.dumps(facts))):
             partial = self.state_dir / f".{name}"
             partial.write_text(text, encoding="utf-8")
@@ -143,8 +145,10 @@ class Engine:
 
     @property
     def host_id(self) -> str:
-        """What tells this host's slots from another's on the same machine."""
-        return self.ledger.get("host") or ""
+        """What tells this host's slots from another's on the same machine; it stays while the host is there."""
+        if not self._host_id:
+            self._host_id = self.ledger.get("host") or ""
+        return self._host_id
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -186,20 +190,39 @@ class Engine:
         finally:
             fcntl.fcntl(self._slot_locks, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, number, 1, 0))
 
+    @contextlib.contextmanager
+    def serving(self) -> Iterator[None]:
+        """Be the host's one daemon meanwhile, or at least keep any from starting. RefusedError when one runs."""
+        path = self.state_dir / "daemon.lock"
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise NetslotError(f"cannot open {path}: {error.strerror}") from error
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RefusedError(
+                    "the daemon of this host is running", hint="stop it first (systemctl stop netslot)"
+                ) from error
+            yield
+        finally:
+            os.close(fd)
+
     # --- the spec ------------------------------------------------------------------------------------
 
     @property
     def spec(self) -> HostSpec:
         """The spec as it was when ``up`` last ran, whatever became of the files since."""
-        source = self.ledger.get("spec")
-        if not source:
+        digest = self.ledger.get("spec_digest")
+        if not digest:
             raise RefusedError(f"no spec is known in {self.state_dir}", hint="netslot up SPEC")
         with self._lock:
-            if self._spec is None or source != self._spec_source:
-                saved = json.loads(source)
+            if self._spec is None or digest != self._spec_digest:
+                saved = json.loads(self.ledger.get("spec") or "")
                 path = Path(saved["file"])
                 self._spec = parse(saved["text"], path, slots=saved["slots"], files=saved["files"])
-                self._spec_source = source
+                self._spec_digest = digest
                 self._templates.clear()
             return self._spec
 
@@ -214,7 +237,14 @@ class Engine:
             "slots": slots,
             "files": {file.name: file.text for file in files},
         }
-        self.ledger.put(spec=json.dumps(source))
+        text = json.dumps(source)
+        self.ledger.put(spec=text, spec_digest=hashlib.sha256(text.encode()).hexdigest())
+
+    @property
+    def slots_override(self) -> int | None:
+        """The number of slots that ``up`` was given in place of the spec's."""
+        slots: int | None = json.loads(self.ledger.get("spec") or "{}").get("slots")
+        return slots
 
     def plan(self, number: int, class_name: str) -> SlotPlan:
         """UsageError when the spec has no such class (any more)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -30,6 +30,8 @@ class Lease:
 
     record: LeaseRecord
     plan: SlotPlan
+    new: bool = False
+    """Whether this call made the lease; not so when its owner held it already."""
 
     @property
     def slot(self) -> int:
@@ -201,7 +203,7 @@ def grant(engine: Engine, request: Request, ticket: int | None = None) -> Lease 
         slot = engine.ledger.slot(record.slot)
         if slot is None or slot.state == "binding":
             return None  # another process is at it, or died over it
-    return Lease(record, engine.plan(record.slot, record.class_name))
+    return Lease(record, engine.plan(record.slot, record.class_name), new)
 
 
 def _refuse_other(request: Request, record: LeaseRecord) -> None:
@@ -213,9 +215,14 @@ def _refuse_other(request: Request, record: LeaseRecord) -> None:
         )
 
 
-def end_overdue(engine: Engine) -> int:
-    """End the leases whose time has run out or whose holder has ended, and leave their slots dirty; how many."""
-    over = engine.ledger.expired() + [each for each in engine.ledger.held() if not is_alive(each.holder)]
+def end_overdue(engine: Engine, *, holders: bool = True) -> int:
+    """End the leases whose time has run out or, with ``holders``, whose process has ended; returns how many.
+
+    Their slots are dirty then.
+    """
+    over = engine.ledger.expired()
+    if holders:
+        over += [each for each in engine.ledger.held() if not is_alive(each.holder)]
     return sum(engine.ledger.release(each.lease) is not None for each in over)
 
 
@@ -255,6 +262,12 @@ def update(engine: Engine, lease: str, params: Mapping[str, object]) -> Lease:
     def change(_: Workshop) -> LeaseRecord:
         with engine.holding(record.slot):
             current = _existing(engine, lease)
+            slot = engine.ledger.slot(record.slot)
+            if slot is not None and slot.digest != plan.of.digest:
+                raise RefusedError(
+                    f"slot {record.slot} has the template of before the last reload",
+                    hint="release it, acquire another",
+                )
             before = plan.of.bind(current.params)
             after = plan.of.bind({**current.params, **params})
             engine.ledger.rebound(lease, after)
@@ -289,26 +302,31 @@ def release(engine: Engine, record: LeaseRecord, *, clean: bool = True) -> bool:
     return True
 
 
-def recover(engine: Engine) -> int:
-    """Clean every dirty slot that nobody else is at, and undo what dead processes left half done.
+def recover(engine: Engine, *, most: int | None = None, observe: Callable[[float], None] | None = None) -> int:
+    """Clean the dirty slots that nobody else is at, up to ``most``, and undo what dead processes left half done.
 
     Returns how many slots became free. A slot that cannot be cleaned is rebuilt, or else put in quarantine.
+    ``observe`` is told the seconds that each took.
     """
-    records = engine.ledger.take_dirty()
+    records = engine.ledger.take_dirty(most)
     if not records:
         return 0
     try:
-        return engine.run(lambda workshop: _clean(engine, workshop, records))
+        return engine.run(lambda workshop: _clean(engine, workshop, records, observe or (lambda _: None)))
     finally:
         engine.ledger.unclaim(record.slot for record in records)
 
 
-def _clean(engine: Engine, workshop: Workshop, records: Sequence[SlotRecord]) -> int:
+def _clean(
+    engine: Engine, workshop: Workshop, records: Sequence[SlotRecord], observe: Callable[[float], None]
+) -> int:
     processes = sockets.processes_by_namespace()
     freed = 0
     for record in records:
+        started = time.perf_counter()
         with engine.holding(record.slot):
             freed += clean_one(engine, workshop, record, processes)
+        observe(time.perf_counter() - started)
     return freed
 
 
@@ -317,7 +335,7 @@ def clean_one(engine: Engine, workshop: Workshop, record: SlotRecord, processes:
     try:
         plan = engine.plan(record.slot, record.class_name)
     except UsageError:  # its class is gone from the spec, and so is the slot now
-        building.remove(engine, workshop, record.slot)
+        building.remove(engine, workshop, [record.slot])
         engine.ledger.forget([record.slot])
         return False
     template = engine.template(record.class_name)

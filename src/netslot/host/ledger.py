@@ -203,16 +203,18 @@ class Ledger:
         with self._transaction() as db:
             return [number for number in numbers if db.execute(query, (myself(), number, *states)).rowcount]
 
-    def take_dirty(self) -> list[SlotRecord]:
-        """Claim the dirty slots that no living process is at; a binding that its process died in ends first."""
+    def take_dirty(self, most: int | None = None) -> list[SlotRecord]:
+        """Claim the dirty slots that no living process is at, up to ``most``; a binding whose process died ends."""
         unfinished = "SELECT slot, process, state FROM slots WHERE state IN ('dirty', 'binding')"
         if not self._rows(f"{unfinished} LIMIT 1"):
             return []
         with self._transaction() as db:
-            taken = []
+            taken: list[int] = []
             for number, process, _state in db.execute(unfinished).fetchall():
                 if is_alive(process):
                     continue
+                if len(taken) == most:
+                    break
                 db.execute("DELETE FROM leases WHERE slot = ?", (number,))
                 db.execute("UPDATE slots SET state = 'dirty', process = ? WHERE slot = ?", (myself(), number))
                 taken.append(number)
