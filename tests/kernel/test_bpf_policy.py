@@ -109,6 +109,21 @@ def test_filter_counts_and_changes_in_force_at_once(slot: Slot) -> None:
     die.close()
 
 
+@pytest.mark.parametrize("ports", ["published", ("tcp:7000", "icmp")])
+def test_ports_are_the_templates_or_a_parameters(slot: Slot, ports: str | tuple[str, ...]) -> None:
+    root, middle, guest = slot
+    given = {"allow": [lab.OUTSIDE4], "published": ["tcp:7000:80"]}
+    section = BpfSection(filter=BpfFilter(allow="allow", ports=ports))
+    die = policy.cast(section, nat=True, samples=[lab.VALUES], defaults=given)
+    middle.run(die.stamp, lab.VALUES)
+    servers = [lab.Echo(root, lab.OUTSIDE4, port) for port in (7000, 7001)]
+    assert [lab.connects(guest, lab.OUTSIDE4, port) for port in (7000, 7001)] == [True, False]
+    assert middle.run(die.read, lab.VALUES, given) == []
+    for server in servers:
+        server.close()
+    die.close()
+
+
 def test_read_names_what_was_changed(slot: Slot) -> None:
     _, middle, _ = slot
     die = policy.cast(FILTER, nat=True, samples=[lab.VALUES], defaults=OPEN)

@@ -86,6 +86,13 @@ def test_a_long_list_is_searched_in_few_steps_and_stays_small() -> None:
         assert search(table, int(ipaddress.ip_network(text).network_address) + 5, 4) == ACCEPT
 
 
+def test_an_address_alone_is_one_address() -> None:
+    assert table4({ACCEPT: ["192.0.2.7", "10.0.0.0/8"]}, DROP) == table4(
+        {ACCEPT: ["192.0.2.7/32", "10.0.0.0/8"]}, DROP
+    )
+    assert table6({ACCEPT: ["2001:db8::7"]}, DROP) == table6({ACCEPT: ["2001:db8::7/128"]}, DROP)
+
+
 def test_a_list_that_is_dense_in_one_place_is_searched_too() -> None:
     prefixes = [f"10.{n >> 8}.{n & 255}.0/25" for n in range(30_000)] + ["223.255.255.255/32"]
     table = table4({ACCEPT: prefixes}, DROP)
@@ -96,7 +103,7 @@ def test_a_list_that_is_dense_in_one_place_is_searched_too() -> None:
     assert search(table, int(ipaddress.IPv4Address("223.255.255.255")), 4) == ACCEPT
 
 
-@pytest.mark.parametrize("wrong", ["10.0.0.0/33", "10.0.0/8", "x/8", "10.0.0.0", "10.0.0.0/8/8", "::/0"])
+@pytest.mark.parametrize("wrong", ["10.0.0.0/33", "10.0.0/8", "x/8", "10.0.0.0/8/8", "::/0"])
 def test_what_is_no_ipv4_prefix_is_named(wrong: str) -> None:
     with pytest.raises(UsageError) as raised:
         table4({ACCEPT: ["192.0.2.0/24", wrong]}, DROP)

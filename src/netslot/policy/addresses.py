@@ -23,7 +23,7 @@ _RANGES_PER_BUCKET = 16
 """How many ranges a bucket holds on average: the look-up's last four steps, whatever the list's length."""
 
 Prefixes: TypeAlias = Sequence[str]
-"""CIDRs of one family, as ``192.0.2.0/24`` or ``2001:db8::/32``."""
+"""CIDRs of one family, as ``192.0.2.0/24`` or ``2001:db8::/32``; without a length, one address."""
 
 _Ranges: TypeAlias = tuple[list[int], list[int]]
 """Starts in ascending order, the first 0, and the verdict from each up to the next."""
@@ -73,8 +73,11 @@ def _parse(prefixes: Prefixes, family: int, bits: int) -> tuple[bytes, list[int]
         return b"", [], []
     parts = "/".join(prefixes).split("/")
     if len(parts) != 2 * len(prefixes):
-        odd = next(text for text in prefixes if text.count("/") != 1)
-        raise UsageError(f"{odd!r} is no CIDR", hint="write 192.0.2.0/24; one address is 192.0.2.1/32")
+        prefixes = [text if "/" in text else f"{text}/{bits}" for text in prefixes]
+        parts = "/".join(prefixes).split("/")
+        if len(parts) != 2 * len(prefixes):
+            odd = next(text for text in prefixes if text.count("/") != 1)
+            raise UsageError(f"{odd!r} is no CIDR", hint="write 192.0.2.0/24")
     masks = {str(length): ((1 << length) - 1) << (bits - length) for length in range(bits + 1)}
     lengths = {str(length): length * 4 for length in range(bits + 1)}
     try:

@@ -276,7 +276,8 @@ class Filter:
     def _lists(self, parameters: Parameters) -> dict[int, dict[int, Sequence[str]]]:
         """Prefixes by verdict for IPv4 (4) and IPv6 (6); under 0, the ports."""
         section = self._section
-        lists: dict[int, dict[int, Sequence[str]]] = {0: {0: parameters.get(section.ports, ())}, 4: {}, 6: {}}
+        ports = parameters.get(section.ports, ()) if isinstance(section.ports, str) else section.ports
+        lists: dict[int, dict[int, Sequence[str]]] = {0: {0: ports}, 4: {}, 6: {}}
         listed = addresses.PORTS if section.ports else addresses.ACCEPT
         for verdict, name in ((addresses.DROP, section.deny), (listed, section.allow)):
             if not name:
@@ -321,10 +322,11 @@ class Filter:
 
 
 def services(ports: Sequence[str]) -> list[bytes]:
-    """Keys of the ports map: protocol, a zero, port in network order."""
+    """Keys of the ports map: protocol, a zero, port in network order. Of ``tcp:8080:80`` the first port counts."""
     keys: list[bytes] = []
     for text in ports:
-        protocol, _, port = text.partition(":")
+        protocol, _, rest = text.partition(":")
+        port = rest.partition(":")[0]
         if protocol not in PROTOCOLS or not ((port.isdecimal() and int(port) < 1 << 16) or not port):
             raise SpecError(f"{text!r} is no protocol and port", hint="write tcp:443, udp:53 or icmp")
         keys.append(struct.pack(">BxH", PROTOCOLS[protocol], int(port or 0)))

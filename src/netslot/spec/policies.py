@@ -58,8 +58,9 @@ class BpfFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Parameter (CIDRs, both families) of destinations that pass."""
     deny: str = ""
     """Parameter (CIDRs, both families) of destinations that do not."""
-    ports: str = ""
-    """Parameter (``tcp:443``, ``udp:53``, ``icmp``) that destinations on ``allow`` are limited to; empty: all."""
+    ports: str | tuple[str, ...] = ""
+    """What destinations on ``allow`` are limited to: a list (``tcp:443``, ``udp:53``, ``icmp``), or a parameter of
+    type ports, of which the outer one counts. Empty: no limit."""
 
 
 class BpfSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
