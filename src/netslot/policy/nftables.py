@@ -244,7 +244,9 @@ class NftablesDie:
                 return None
         elif self._scalars:
             rendered = self._rendered(template, values)
-            found = rendered and nft_bind.scalar_changes(sock, template, rendered, self._bindable)
+            if rendered is None:
+                return None
+            found = nft_bind.scalar_changes(sock, template, rendered, self._bindable)
             if found is None:
                 return None
             changes += found
