@@ -14,7 +14,6 @@ from typing import TypeVar
 from hostlab import NETSLOT, PlayedHost
 from netslot.serve.client import Client, connect
 
-
 T = TypeVar("T")
 
 

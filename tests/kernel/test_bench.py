@@ -127,7 +127,7 @@ def _state(spec: HostSpec, number: int) -> links.State:
     inside = netns.open_named(spec.name(number))
     try:
         with netns.entered(inside), netlink.Socket() as sock:
-            return links.read(sock)
+            return links.read(plan_of(spec, number), sock)
     finally:
         os.close(inside)
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from lab import Net
 from migration_lab import PlayedHost, load, played_host
-
 from netslot.errors import RefusedError
 from netslot.host import tables
 from netslot.host.migrate import Journal, Migration

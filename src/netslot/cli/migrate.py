@@ -48,9 +48,8 @@ def migrate(
     try:
         migration = Migration(state_dir, root)
         if migration.journal.state not in ("none", "done") and not rollback:
-            say(
-                f"an earlier run stopped while '{migration.journal.state}'; root's rules in force: {migration.in_force()}"
-            )
+            said = f"an earlier run stopped while '{migration.journal.state}'"
+            say(f"{said}; root's rules in force: {migration.in_force()}")
         if rollback:
             migration.rollback(say)
         else:

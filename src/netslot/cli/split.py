@@ -95,8 +95,8 @@ def _print(result: Split, out: str) -> None:
     report: dict[str, Any] = dict(result.report)
     if result.files:
         click.echo(f"{report['tenants']} tenants in {report['classes']} classes; written to {out}")
-        click.echo(f"  root rules       {report['root_rules_before']:>8,} before, {report['root_rules_after']:,} after")
-        click.echo(f"  longest walk     {report['longest_walk_before']:>8,} before, {report['longest_walk_after']:,} after")
+        for name, key in (("root rules", "root_rules"), ("longest walk", "longest_walk")):
+            click.echo(f"  {name:15}  {report[f'{key}_before']:>8,} before, {report[f'{key}_after']:,} after")
         click.echo(f"  rules in a slot  {report['slot_rules_max']:>8,} at most")
         click.echo(
             f"  {report['moved']:,} rules moved into slots, {report['merged']:,} merged into rules that name no "

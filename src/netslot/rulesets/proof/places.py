@@ -138,8 +138,8 @@ class Places:
             "a packet goes out by a tenant's link exactly when its destination is that tenant's address",
             f"what tenants send elsewhere goes out by {out}, the interfaces that the ruleset names",
             "a connection is in the same state for the slot's tracking as for root's",
-            "no packet comes in under an address of the host's (the kernel drops it), ends its life on the way, or is "
-            "a fragment (connection tracking puts them together)",
+            "no packet comes in under an address of the host's (the kernel drops it), ends its life on the way, or "
+            "is a fragment (connection tracking puts them together)",
         ]
         for family in families:
             if family in self.guessed:

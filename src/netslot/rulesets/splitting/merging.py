@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from netslot.rulesets import matches as m
 from netslot.rulesets import targets as t
 from netslot.rulesets.model import Family
-from netslot.rulesets.proof.tagged import Filed, FiledRuleset
+from netslot.rulesets.proof.tagged import Filed, FiledRuleset, Role
 from netslot.rulesets.splitting.naming import Naming
 from netslot.rulesets.splitting.plan import CannotSplit
 
@@ -30,7 +30,7 @@ class Generaliser:
         self._family: Family = filed.ruleset.family
 
     def rule(self, table: str, chain: str, item: Filed, tenant: int) -> General:
-        """The rule without its link conditions, which the caller adds; CannotSplit if it names the tenant otherwise."""
+        """The rule without its link conditions, which the caller adds; CannotSplit if it names the tenant else."""
         rule = item.rule
         if isinstance(rule.target, t.Jump | t.Goto):
             owner = self._filed.chain_owner.get((table, rule.target.chain))
@@ -51,7 +51,7 @@ class Generaliser:
             raise CannotSplit("it leads to one tenant's address")
         return tuple(found), rule.target
 
-    def _address(self, match: m.Address, tenant: int, roles: set[str], chain: str) -> list[m.Match]:
+    def _address(self, match: m.Address, tenant: int, roles: set[Role], chain: str) -> list[m.Match]:
         places, pattern = self._naming.places, (match.value, match.mask)
         names = self._naming.names(tenant, self._family)
         if pattern not in names:
@@ -78,7 +78,7 @@ def alike(lists: Sequence[tuple[General, ...]]) -> bool:
     return all(one == lists[0] for one in lists)
 
 
-def merged(lists: dict[int, tuple[General, ...]], naming: Naming, roles: set[str], family: Family) -> list[General]:
+def merged(lists: dict[int, tuple[General, ...]], naming: Naming, roles: set[Role], family: Family) -> list[General]:
     """One list for all classes: with the link of any slot if all say the same, else with each class's group."""
     direction: m.Direction | None = "in" if "in" in roles else "out" if "out" in roles else None
     values = list(lists.values())

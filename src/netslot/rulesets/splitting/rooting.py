@@ -281,10 +281,10 @@ def _overlap(one: tuple[m.Match, ...], other: list[m.Match]) -> bool:
             if isinstance(a, m.Address) and isinstance(b, m.Address) and a.side == b.side:
                 if not a.negated and not b.negated and (a.value ^ b.value) & a.mask & b.mask:
                     return False
-            elif isinstance(a, m.Protocol) and isinstance(b, m.Protocol) and not a.negated and not b.negated:
-                if a.number != b.number:
+            elif isinstance(a, m.Protocol) and isinstance(b, m.Protocol):
+                if not a.negated and not b.negated and a.number != b.number:
                     return False
-            elif isinstance(a, m.Ports) and isinstance(b, m.Ports) and a.side == b.side != "either":
+            elif isinstance(a, m.Ports) and isinstance(b, m.Ports) and a.side == b.side != "either":  # noqa: SIM102
                 if not a.negated and not b.negated and not _meet(a.ranges, b.ranges):
                     return False
     return True
