@@ -6,7 +6,7 @@ formula. Whatever is known is decided here and now, so that formulas hold only w
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import z3
@@ -18,12 +18,19 @@ Truth: TypeAlias = Any
 """bool, or a z3 boolean."""
 
 
+def _joined(make: Callable[..., Any], truths: Sequence[Any]) -> Any:
+    """What z3.And and z3.Or do, without asking every operand for its sort: that is most of the time of a proof."""
+    context = truths[0].ctx
+    operands = (z3.Ast * len(truths))(*(truth.as_ast() for truth in truths))
+    return z3.BoolRef(make(context.ref(), len(truths), operands), context)
+
+
 def both(a: Truth, b: Truth) -> Truth:
     if a is False or b is False:
         return False
     if a is True:
         return b
-    return a if b is True else z3.And(a, b)
+    return a if b is True else _joined(z3.Z3_mk_and, (a, b))
 
 
 def either(a: Truth, b: Truth) -> Truth:
@@ -31,7 +38,7 @@ def either(a: Truth, b: Truth) -> Truth:
         return True
     if a is False:
         return b
-    return a if b is False else z3.Or(a, b)
+    return a if b is False else _joined(z3.Z3_mk_or, (a, b))
 
 
 def negate(a: Truth) -> Truth:
@@ -56,7 +63,7 @@ def any_of(truths: Iterable[Truth]) -> Truth:
             unknown.append(truth)
     if not unknown:
         return False
-    return unknown[0] if len(unknown) == 1 else z3.Or(unknown)
+    return unknown[0] if len(unknown) == 1 else _joined(z3.Z3_mk_or, unknown)
 
 
 def all_of(truths: Iterable[Truth]) -> Truth:
