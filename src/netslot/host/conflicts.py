@@ -148,7 +148,7 @@ def forward_policies() -> list[ForwardPolicy]:
     found = [ForwardPolicy(family, f"{tool} filter FORWARD", True) for family, tool in _legacy_dropping()]
     with nf_tables.Socket() as sock:
         try:
-            chains = sock.dump(nf_tables.GETCHAIN, b"", "list nftables chains")
+            chains = list(netlink.split(sock.dump_bytes(nf_tables.GETCHAIN, 0, b"", "list nftables chains")))
         except KernelError:
             return found  # a kernel without nf_tables has no chains of it; the probe of features says so
     for message in chains:

@@ -104,7 +104,7 @@ def _ip6tables() -> None:
 
 def _nftables() -> None:
     with nf_tables.Socket() as sock:
-        sock.dump(nf_tables.GETTABLE, b"", "list nftables tables")
+        sock.dump_bytes(nf_tables.GETTABLE, 0, b"", "list nftables tables")
 
 
 def _ipset() -> None:
