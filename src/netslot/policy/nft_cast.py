@@ -19,7 +19,7 @@ from netslot.kernel import nf_tables as nf
 from netslot.policy.base import Parameters
 from netslot.policy.nft_programs import Program
 from netslot.policy.nft_template import Ruleset, combine, snapshot
-from netslot.policy.patches import Unexplained, Values
+from netslot.policy.patches import Unexplained, Values, whole_number
 from netslot.spec.render import render
 
 T = TypeVar("T")
@@ -138,11 +138,7 @@ def _vary(bases: Sequence[Values], names: Collection[str]) -> list[Values]:
 def variation(text: str, number: int) -> str:
     """Another value of the same kind: a number stays a number, an address an address of the same network size."""
     step = random.randint(1, 40) * number
-    try:
-        value = int(text, 0)
-    except ValueError:
-        pass
-    else:
+    if (value := whole_number(text)) is not None:
         return hex(value + step) if text.lower().startswith("0x") else str(value + step)
     try:
         interface = ipaddress.ip_interface(text)

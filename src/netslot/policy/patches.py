@@ -156,17 +156,21 @@ def _binary_encodings(sample: str) -> list[Encoder]:
         return [*yielded, ("mac", _require_mac)]
     if sample in _PROTOCOLS:
         return [*yielded, ("protocol", lambda text: bytes((_PROTOCOLS[_known_protocol(text)],)))]
-    try:
-        int(sample, 0)
-    except ValueError:
-        pass
-    else:
+    if whole_number(sample) is not None:
         return yielded + list(_number_encodings())
     try:
         width = ipaddress.ip_interface(sample).max_prefixlen
     except ValueError:
         return yielded
     return yielded + list(_address_encodings(width, "/" in sample))
+
+
+def whole_number(text: str) -> int | None:
+    """The number that a value is, in decimal or with 0x; None when it is something else."""
+    try:
+        return int(text, 0)
+    except ValueError:
+        return None
 
 
 def _padded(size: int) -> Callable[[str], bytes]:
