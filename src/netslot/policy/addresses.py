@@ -19,14 +19,14 @@ DROP: Final = 0
 ACCEPT: Final = 1
 PORTS: Final = 2
 
-_RANGES_PER_BUCKET = 16
-"""How many ranges a bucket holds on average: the look-up's last four steps, whatever the list's length."""
+_RANGES_PER_BUCKET = 32
+"""How many ranges a bucket holds on average: the look-up's last five steps, whatever the list's length."""
 
 Prefixes: TypeAlias = Sequence[str]
 """CIDRs of one family, as ``192.0.2.0/24`` or ``2001:db8::/32``; without a length, one address."""
 
-_Ranges: TypeAlias = tuple[list[int], list[int]]
-"""Starts in ascending order, the first 0, and the verdict from each up to the next."""
+_Ranges: TypeAlias = list[int]
+"""start << below | verdict, in ascending order, the first from 0, each up to the next one's start."""
 
 
 def table4(lists: Mapping[int, Prefixes], default: int) -> bytes:
@@ -41,12 +41,9 @@ def table4(lists: Mapping[int, Prefixes], default: int) -> bytes:
         networks.byteswap()
         keys += [(n & m) * 1024.0 + (k + verdict) for n, m, k in zip(networks, masks, lengths, strict=True)]
     # 42 bits fit a double exactly, and Python sorts doubles in half the time of integers.
-    starts, verdicts = _ranges(list(map(int, sorted(keys))), 32, len(lists) == 1, default)
-    head, padding = _index(starts, 32)
-    cells = array("Q", head)
-    cells.extend([start << 32 | verdict for start, verdict in zip(starts, verdicts, strict=True)])
-    cells.extend([0xFFFFFFFF << 32 | verdicts[-1]] * padding)
-    return cells.tobytes()
+    ranges = _ranges(list(map(int, sorted(keys))), 32, 32, len(lists) == 1, default)
+    head, padding = _index(ranges, 32, 32)
+    return array("Q", head + ranges + [0xFFFFFFFF << 32 | ranges[-1] & 3] * padding).tobytes()
 
 
 def table6(lists: Mapping[int, Prefixes], default: int) -> bytes:
@@ -57,13 +54,13 @@ def table6(lists: Mapping[int, Prefixes], default: int) -> bytes:
         halves = struct.unpack(f">{len(packed) // 8}Q", packed)
         networks = [upper << 64 | lower for upper, lower in zip(halves[::2], halves[1::2], strict=True)]
         keys += [(n & m) << 10 | k | verdict for n, m, k in zip(networks, masks, lengths, strict=True)]
-    starts, verdicts = _ranges(sorted(keys), 128, len(lists) == 1, default)
-    head, padding = _index([start >> 64 for start in starts], 64)
+    ranges = _ranges(sorted(keys), 128, 2, len(lists) == 1, default)
+    head, padding = _index([each >> 66 for each in ranges], 64, 0)
     ones = 0xFFFFFFFFFFFFFFFF
     cells = array("Q", head)
-    for start, verdict in zip(starts, verdicts, strict=True):
-        cells.extend((start >> 64, start & ones, verdict))
-    cells.extend([ones, ones, verdicts[-1]] * padding)
+    for each in ranges:
+        cells.extend((each >> 66, each >> 2 & ones, each & 3))
+    cells.extend([ones, ones, ranges[-1] & 3] * padding)
     return cells.tobytes()
 
 
@@ -97,48 +94,47 @@ def _is_prefix(text: str, family: int, lengths: Mapping[str, int]) -> bool:
     return length in lengths
 
 
-def _ranges(keys: list[int], bits: int, one_verdict: bool, default: int) -> _Ranges:
+def _ranges(keys: list[int], bits: int, below: int, one_verdict: bool, default: int) -> _Ranges:
     """Flatten sorted keys (network << 10 | length << 2 | verdict)."""
     sizes = [1 << (bits - length) for length in range(bits + 1)]
     if one_verdict and keys and (keys[0] & 3) != default:
-        return _union(keys, sizes, 1 << bits, default)
-    return _nested(keys, sizes, 1 << bits, default)
+        return _union(keys, sizes, below, default)
+    return _nested(keys, sizes, below, default)
 
 
-def _union(keys: list[int], sizes: list[int], everything: int, default: int) -> _Ranges:
+def _union(keys: list[int], sizes: list[int], below: int, default: int) -> _Ranges:
     """With one verdict a prefix inside another changes nothing."""
     verdict = keys[0] & 3
-    starts: list[int] = []
+    spans = [size << below for size in sizes]
+    ranges: _Ranges = []
     end = -1
     for key in keys:
-        start = key >> 10
+        start = key >> 10 << below
         if start > end:
-            starts += (end, start)
-            end = start + sizes[(key & 1023) >> 2]
+            ranges += (end | default, start | verdict)
+            end = start + spans[(key & 1023) >> 2]
         elif start == end:
-            end += sizes[(key & 1023) >> 2]
-    starts.append(end)
-    starts[0] = 0
-    verdicts = [default, verdict] * (len(starts) // 2) + [default]
-    if starts[1] == 0:
-        del starts[0], verdicts[0]
-    if starts[-1] == everything:
-        del starts[-1], verdicts[-1]
-    return starts, verdicts
+            end += spans[(key & 1023) >> 2]
+    ranges.append(end | default)
+    ranges[0] = default
+    if ranges[1] >> below == 0:
+        del ranges[0]
+    if end == spans[0]:
+        del ranges[-1]
+    return ranges
 
 
-def _nested(keys: list[int], sizes: list[int], everything: int, default: int) -> _Ranges:
+def _nested(keys: list[int], sizes: list[int], below: int, default: int) -> _Ranges:
     """A prefix sorts before the longer ones inside it, whose ranges interrupt its own."""
-    starts, verdicts = [0], [default]
+    ranges = [default]
     enclosing: list[tuple[int, int]] = []  # (end, verdict) of the prefixes that hold the current place
     previous = -1
 
     def emit(start: int, verdict: int) -> None:
-        if starts[-1] == start:
-            verdicts[-1] = verdict
-        elif verdicts[-1] != verdict and start < everything:
-            starts.append(start)
-            verdicts.append(verdict)
+        if ranges[-1] >> below == start:
+            ranges[-1] = start << below | verdict
+        elif ranges[-1] & 3 != verdict and start < sizes[0]:
+            ranges.append(start << below | verdict)
 
     def leave(place: int) -> None:
         while enclosing and enclosing[-1][0] <= place:
@@ -153,20 +149,24 @@ def _nested(keys: list[int], sizes: list[int], everything: int, default: int) ->
         leave(start)
         emit(start, key & 3)
         enclosing.append((start + sizes[(key & 1023) >> 2], key & 3))
-    leave(everything)
-    return starts, verdicts
+    leave(sizes[0])
+    return ranges
 
 
-def _index(keys: list[int], bits: int) -> tuple[list[int], int]:
-    """The table's head, and how many ranges beyond the end the longest search may probe."""
-    base = keys[1] if len(keys) > 1 else 0
-    span = keys[-1] - base + 1
+def _index(keys: list[int], bits: int, below: int) -> tuple[list[int], int]:
+    """The table's head, and how many ranges beyond the end the longest search may probe.
+
+    ``keys`` are the ranges' starts, with ``below`` more bits under each.
+    """
+    base = keys[1] >> below if len(keys) > 1 else 0
+    span = (keys[-1] >> below) - base + 1
     wanted = max(1, len(keys) // _RANGES_PER_BUCKET)
     shift = min(max(0, span.bit_length() - wanted.bit_length()), bits - 1)
     buckets = (span + (1 << shift) - 1) >> shift
     last = len(keys) - 1
     # With equal keys (upper halves of IPv6 addresses) the search must begin before the first of them.
-    lows = [max(0, bisect_left(keys, base + (bucket << shift)) - 1) for bucket in range(buckets)]
+    places = range(base << below, (base << below) + (buckets << shift + below), 1 << shift + below)
+    lows = [max(0, bisect_left(keys, place) - 1) for place in places]
     lows.append(last)
     head, reach = [base, shift << 32 | buckets], last
     for low, following in pairwise(lows):
