@@ -133,7 +133,8 @@ def run_tool(command: Sequence[str], text: str, file: str, place: re.Pattern[str
         raise HostError(f"{command[0]} is not installed", hint="apt-get install nftables iptables") from error
     if done.returncode == 0:
         return
-    message = done.stderr.decode(errors="replace").strip()
+    # The restore commands put their name and version before the reason, on a line of its own or not.
+    message = re.sub(r"^\S+ v[\d.]+ \(\w+\):\s*", "", done.stderr.decode(errors="replace").strip())
     found = place.search(message)
     if found:
         line, reason = int(found[1]), (found[2] if found.re.groups > 1 else message.splitlines()[0])
