@@ -43,8 +43,9 @@ def on_host(*command: str, text: str | None = None) -> str:
 
 
 @pytest.fixture
-def host() -> Iterator[str]:
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A host with an uplink and one link that is called like a slot's, to a tenant, forwarding between them."""
+    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "xtables.lock"))  # not the machine's own
     made = [HOST, TENANT, OUTSIDE]
     for name in made:
         netns.create(name)
