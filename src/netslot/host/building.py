@@ -13,7 +13,7 @@ from netslot.errors import KernelError, NetslotError, RefusedError, SpecError, U
 from netslot.host import lint, root, root_forwarding, slots
 from netslot.host.engine import Engine, read_tag
 from netslot.host.ledger import SlotRecord, clock
-from netslot.host.links import ROOT_GROUP
+from netslot.host.links import DOOMED_GROUP, ROOT_GROUP
 from netslot.host.plan import SlotPlan, parse_tag
 from netslot.host.slots import NotCleanError, Template, Workshop
 from netslot.kernel import cgroupfs, netns, sockets
@@ -160,7 +160,7 @@ class _Builder:
         """Building removes a link that a dying slot left in root; one of that name must not be somebody else's."""
         for link in rt.links(workshop.root):
             digits = link.name.removeprefix(self.spec.prefix)
-            if digits != link.name and digits.isdecimal() and link.group != ROOT_GROUP:
+            if digits != link.name and digits.isdecimal() and link.group not in (ROOT_GROUP, DOOMED_GROUP):
                 raise NetslotError(f"root's link {link.name} is not netslot's", hint="use another prefix")
 
     def remove_surplus(self, workshop: Workshop) -> None:

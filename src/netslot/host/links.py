@@ -21,6 +21,8 @@ T = TypeVar("T", rt.AddressRecord, rt.RouteRecord, rt.NeighbourRecord)
 
 ROOT_GROUP = 0x6E73
 """The interface group of root's ends: lets a static rule name all slots' links at once."""
+DOOMED_GROUP = 0x6E736478
+"""The group of root's ends that are about to be removed."""
 
 _FORWARD = {rt.IPV4_DEVCONF_FORWARDING: 1, rt.IPV4_DEVCONF_ACCEPT_REDIRECTS: 0}
 _DISABLE6 = slice(26 * 4, 27 * 4)  # DEVCONF_DISABLE_IPV6, linux/ipv6.h

@@ -24,9 +24,6 @@ from netslot.kernel.netlink import Socket
 from netslot.kernel.sysctl import Sysctls
 from netslot.policy.base import Die, Difference, Parameters, Values
 
-_DOOMED = 0x6E736478
-"""The group of links that are about to be removed."""
-
 _DATAGRAM = 64
 
 
@@ -154,9 +151,9 @@ class Workshop:
         if indexes:
             gone = (errno.ENODEV,)
             for at in range(0, len(indexes), _DATAGRAM):
-                chunk = indexes[at : at + _DATAGRAM]
-                self.root.execute(rt.set_link(index, group=_DOOMED)._replace(ignore=gone) for index in chunk)
-            self.root.execute([rt.delete_group(_DOOMED)._replace(ignore=gone)])
+                doomed = (rt.set_link(index, group=links.DOOMED_GROUP) for index in indexes[at : at + _DATAGRAM])
+                self.root.execute(request._replace(ignore=gone) for request in doomed)
+            self.root.execute([rt.delete_group(links.DOOMED_GROUP)._replace(ignore=gone)])
         for name in names:
             netns.unpin(f"{name}-in")
             netns.unpin(name)

@@ -461,7 +461,7 @@ def get_neighbour(index: int, address: Address) -> Request:
     A dump would walk the one table that all namespaces share (neigh_dump_table() in net/core/neighbour.c).
     """
     payload = _NDMSG.pack(_family(address), index, 0, 0, 0) + attr(NDA_DST, address.packed)
-    return Request(RTM_GETNEIGH, 0, payload, f"read neighbour {address}", (errno.ENOENT,))
+    return Request(RTM_GETNEIGH, 0, payload, f"read neighbour {address}", (errno.ENOENT, errno.ENODEV))
 
 
 def parse_neighbour(message: Message) -> NeighbourRecord:
