@@ -50,6 +50,8 @@ _NLM_F_CAPPED = 0x100
 _NLM_F_ACK_TLVS = 0x200
 _NLMSGERR_ATTR_MSG = 1
 
+_PATIENCE = struct.pack("ll", 60, 0)  # struct timeval: seconds after which an answer will not come any more
+
 HEADER_SIZE = _NLMSGHDR.size
 
 # The kernel fills at most 32 KiB at a time (af_netlink.c, netlink_recvmsg). A buffer of 128 KiB and more would be
@@ -150,6 +152,7 @@ class Socket:
             raise KernelError("socket AF_NETLINK", error.errno or errno.EIO) from error
         self._socket.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
         self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _PATIENCE)
         if receive_buffer:
             so_rcvbufforce = 33
             self._socket.setsockopt(socket.SOL_SOCKET, so_rcvbufforce, receive_buffer)
@@ -254,6 +257,8 @@ class Socket:
     def _receive(self, operation: str) -> bytes:
         try:
             return self._socket.recv(_RECEIVE)
+        except BlockingIOError as error:
+            raise KernelError(operation, errno.ETIMEDOUT, detail="the kernel did not answer") from error
         except OSError as error:
             raise KernelError(operation, error.errno or errno.EIO) from error
 
