@@ -204,7 +204,15 @@ class Worker:
 
     def _serve(self) -> None:
         _local.home = self._home
-        sys.setns(self._home, sys.CLONE_NEWNET)
+        try:
+            sys.setns(self._home, sys.CLONE_NEWNET)
+        except KernelError as error:  # no CAP_SYS_ADMIN: the first call hears of it, the next starts a new thread
+            job = self._jobs.get()
+            with self._lock:
+                self._thread = None
+            if job is not None:
+                job[0].set_exception(error)
+            return
         while (job := self._jobs.get()) is not None:
             future, call = job
             _local.home_lost = False
