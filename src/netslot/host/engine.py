@@ -69,6 +69,7 @@ class Engine:
                 os.close(self._slot_locks)
                 self._slot_locks = -1
             self._worker = self._workshop = self._ledger = None
+            self._templates.clear()  # and with them the BPF programs that slots share
 
     def beside(self) -> Engine:
         """A second engine of the same host, with a worker thread of its own, for work that this must not wait for.

@@ -10,6 +10,7 @@ the hierarchy's root) where a program is for the cgroup, which must be there: st
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +62,7 @@ class BpfDie:
 
     def __init__(self, parts: Sequence[Part], user: UserPrograms | None, defaults: Parameters) -> None:
         self._parts = parts
+        self._close = weakref.finalize(self, _close_parts, parts)
         self._user = user
         self._defaults = defaults
 
@@ -74,9 +76,8 @@ class BpfDie:
         return None
 
     def close(self) -> None:
-        """Give up what is loaded for all slots; slots keep what is attached."""
-        for part in self._parts:
-            part.close()
+        """Give up what is loaded for all slots, as happens with the die's end; slots keep what is attached."""
+        self._close()
 
     def stamp(self, values: Values) -> None:
         """Attach all programs, with the parameters' defaults bound; what is attached already is replaced."""
@@ -134,6 +135,11 @@ class BpfDie:
         """What was counted on the way out and on the way in; KernelError ENOENT without counters."""
         with netlink.Socket() as sock:
             return Counters.read(_attached(sock, rtnetlink.link_index(sock, values["uplink_if"])))
+
+
+def _close_parts(parts: Sequence[Part]) -> None:
+    for part in parts:
+        part.close()
 
 
 _NOBODY = Identity("", b"")
