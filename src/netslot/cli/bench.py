@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from netslot.bench import nat, picture, policies, policy_report, provision, report, skew, stage
+from netslot.bench import churn, leases, nat, picture, policies, policy_report, provision, report, skew, stage
 from netslot.errors import UsageError
 
 
@@ -110,6 +110,52 @@ def provision_command(
     plan = provision.Plan(slots, methods or provision.METHODS, script_samples=script_samples, cni_slots=cni_slots)
     result = measured(context, lambda: provision.measure_provision(plan, say))
     show(context, result, report.provision_table, as_json)
+
+
+@bench.command("acquire")
+@click.option("--slots", default=4000, show_default=True, help="Slots of the host; a tenth of them is tried first.")
+@click.option("--samples", default=1000, show_default=True, help="Leases of each kind.")
+@click.option("--json", "as_json", is_flag=True, help="Machine output on stdout.")
+@click.pass_context
+def acquire_command(context: click.Context, slots: int, samples: int, as_json: bool) -> None:
+    """Time acquires: in this process, with a list of 1,000 networks, over the daemon's socket, by 100 clients.
+
+    \b
+    netslot bench acquire --slots 400
+    """
+    result = measured(context, lambda: leases.measure_acquire(slots, samples, say))
+    show(context, result, leases.acquire_lines, as_json)
+
+
+@bench.command("churn")
+@click.option("--slots", default=4000, show_default=True, help="Slots of the host.")
+@click.option("--cycles", default=50_000, show_default=True, help="Acquires and releases in all.")
+@click.option("--clients", default=100, show_default=True, help="Processes that acquire and release.")
+@click.option("--json", "as_json", is_flag=True, help="Machine output on stdout.")
+@click.pass_context
+def churn_command(context: click.Context, slots: int, cycles: int, clients: int, as_json: bool) -> None:
+    """Time recycling; then have clients acquire and release while they and the daemon are killed at random.
+
+    \b
+    netslot bench churn --slots 400 --cycles 5000
+    """
+    plan = churn.Plan(slots, cycles, clients)
+    result = measured(context, lambda: churn.measure_churn(plan, say))
+    show(context, result, churn.churn_lines, as_json)
+
+
+@bench.command("verify")
+@click.option("--slots", default=4000, show_default=True, help="Slots of the host.")
+@click.option("--json", "as_json", is_flag=True, help="Machine output on stdout.")
+@click.pass_context
+def verify_command(context: click.Context, slots: int, as_json: bool) -> None:
+    """Time the verifying of all slots, and seed one change of each kind to see it found.
+
+    \b
+    netslot bench verify --slots 400
+    """
+    result = measured(context, lambda: leases.measure_verify(slots))
+    show(context, result, leases.verify_lines, as_json)
 
 
 def say(text: str) -> None:
