@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import click
 
@@ -34,6 +34,13 @@ _SHOWN = 8
     show_default=True,
     help="How a tenant's workload will meet its slot.",
 )
+@click.option(
+    "--inward",
+    type=click.Choice(["slot", "root"]),
+    default="slot",
+    show_default=True,
+    help="Who decides about packets to a tenant.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Machine output on stdout.")
 @click.pass_context
 def split(
@@ -44,6 +51,7 @@ def split(
     tenants_file: str | None,
     hosts: tuple[str, ...],
     attachment: str,
+    inward: Literal["slot", "root"],
     as_json: bool,
 ) -> None:
     """Split the rules of a host among its tenants' slots.
@@ -57,7 +65,11 @@ def split(
         dump = read_dumps(dumps, live, root)
         tenants = attribute(dump, read_tenants(tenants_file) if tenants_file else None).tenants
         result = split_dump(
-            dump, tenants, attachment=cast(Attachment, attachment), host_addresses=host_addresses(hosts)
+            dump,
+            tenants,
+            attachment=cast(Attachment, attachment),
+            host_addresses=host_addresses(hosts),
+            inward=inward,
         )
     finally:
         gc.enable()

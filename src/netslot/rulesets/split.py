@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from netslot.rulesets import targets as t
 from netslot.rulesets.model import Dump, Family, Rule, Ruleset, Table
@@ -55,14 +56,19 @@ def split(
     *,
     attachment: Attachment = "tap",
     host_addresses: Sequence[tuple[Family, int]] = (),
+    inward: Literal["slot", "root"] = "slot",
 ) -> Split:
-    """Split the dump among these tenants. ``host_addresses``: what the host is called, beside what rules say."""
+    """Split the dump among these tenants. ``host_addresses``: what the host is called, beside what rules say.
+
+    ``inward``: who decides about packets to a tenant. With ``slot`` a packet between two tenants has to be let
+    pass by both slots; where one tenant's accept was enough before, only ``root`` keeps that.
+    """
     places = survey(dump, tenants, host_addresses)
     plan = Plan()
     plan.refusals += prerequisites(dump, places)
     if plan.refusals:
         return Split({}, _report(dump, places, plan, [], 0, 0), plan.refusals, [], places)
-    return _Splitter(dump, places, plan, attachment).run()
+    return _Splitter(dump, places, plan, attachment, inward == "root").run()
 
 
 def prerequisites(dump: Dump, places: Places) -> list[str]:
@@ -93,7 +99,8 @@ def _some(names: list[str]) -> str:
 
 
 class _Splitter:
-    def __init__(self, dump: Dump, places: Places, plan: Plan, attachment: Attachment) -> None:
+    def __init__(self, dump: Dump, places: Places, plan: Plan, attachment: Attachment, inward_here: bool) -> None:
+        self._inward_here = inward_here
         self._dump, self._places, self._plan, self._attachment = dump, places, plan, attachment
         self._naming: Naming = name_links(places)
         self._filed = {r.family: FiledRuleset(r, places) for r in dump.rulesets}
@@ -176,11 +183,12 @@ class _Splitter:
             for chain, rule, reason in writer.refusals[True]:
                 self._plan.settle(family, "filter", chain, rule, "refused", "", reason)
         inward = [text for writer in writers for _, _, text in writer.refusals[False]]
-        if inward:
+        if inward or self._inward_here:
             for writer in writers:
                 writer.leave_inward_to_root()
-            self._plan.notes[f"packets to tenants are decided in root, merged by class: {inward[0]}"] = None
-        return bool(inward)
+            why = inward[0] if inward else "as asked"
+            self._plan.notes[f"packets to tenants are decided in root, merged by class: {why}"] = None
+        return bool(inward) or self._inward_here
 
     def _take_drops(self, table: str, writers: dict[int, SlotWriter]) -> bool:
         """Tenants' drops before routing go into the slots if those of all classes can."""

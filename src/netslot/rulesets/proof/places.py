@@ -40,6 +40,11 @@ class Places:
         return {name: index for index, tenant in enumerate(self.tenants) for name in tenant.interfaces}
 
     @cached_property
+    def slot_groups(self) -> frozenset[int]:
+        """The groups that slots' links are in, and no other link is."""
+        return frozenset(self.groups.values())
+
+    @cached_property
     def _by_mask(self) -> dict[Family, list[tuple[int, dict[int, int]]]]:
         found: dict[Family, dict[int, dict[int, int]]] = {4: {}, 6: {}}
         for index, tenant in enumerate(self.tenants):

@@ -77,7 +77,12 @@ def prove(dump: Dump, places: Places, arrangement: Arrangement, enough: int = 5)
     players = cast(classes_of(places, arrangement, families))
     verdict.classes = len(players.first)
     verdict.assumptions = places.assumptions([sides.family for sides in families])
-    verdict.assumptions.append("between two tenants a denial is a denial, whether it is answered or silent")
+    if families and families[0].after.places.groups:
+        verdict.assumptions.append("no link of the host but the slots' is in a slots' group (migrate sets these)")
+    verdict.assumptions += [
+        "between two tenants a denial is a denial, whether it is answered or silent",
+        "what REJECT answers may come from another address than before: that of the namespace which refuses",
+    ]
     for sides in families:
         _Prover(sides, players, verdict).run(enough)
     return verdict
@@ -229,7 +234,9 @@ class _Prover:
                     self._verdict.counterexamples.append(found)
                 return
             solver.add(self._other_than(flow, packet))
-        self._obstacle("differences were found that the whole ruleset does not bear out; tenants' rules overlap", way)
+        pair = way.sender != NOBODY and way.receiver != NOBODY
+        why = "the answer depends on whose rules stand first" if pair else "tenants' rules overlap"
+        self._obstacle(f"{why}, and the model's packets are not those of the whole ruleset", way)
 
     def _other_than(self, flow: Flow, packet: ConcretePacket) -> Truth:
         """Exclude the neighbourhood of an answer: its destination and port."""

@@ -14,6 +14,9 @@ from netslot.rulesets.proof.journey import Result
 from netslot.rulesets.proof.terms import Number, Truth, any_of, both, differ, negate
 from netslot.rulesets.values import address_text
 
+_DOCUMENTATION = {32: 0xCB0071, 128: 0x20010D}
+"""The first 24 bits of 203.0.113.0/24 and of 2001:db8::/32: where a stranger's address should come from."""
+
 SHORTEST_LIFE = 8
 """Packets that die on their way for their time to live are left out of the model: hops of the way, and some."""
 
@@ -59,7 +62,15 @@ class Unknowns:
             z3.UGE(flow.ttl, SHORTEST_LIFE),
             flow.fragment == 0,
             flow.proto != 0,
+            *(self._unicast(end) for end in (flow.src, flow.dst)),
         ]
+
+    def _unicast(self, address: Number) -> Truth:
+        """What routing lets come in: no multicast, broadcast, loopback or 'this network' (ip_route_input_slow())."""
+        if self.family == 6:
+            return z3.And(z3.Extract(127, 120, address) != 0xFF, z3.UGT(address, 1))
+        first = z3.Extract(31, 24, address)
+        return z3.And(first != 0, first != 127, z3.ULT(first, 224))
 
 
 def differences(before: Result, after: Result, lenient: bool) -> dict[str, Truth]:
@@ -158,6 +169,11 @@ def plainest(solver: z3.Solver, flow: Flow) -> z3.ModelRef:
         flow.length == 60,
         flow.ttl == 64,
         flow.dscp == 0,
+        *(
+            z3.Extract(end.size() - 1, end.size() - 24, end) == _DOCUMENTATION[end.size()]
+            for end in (flow.src, flow.dst)
+        ),
+        z3.UGE(flow.sport, 1024),
     ]
     kept: list[Truth] = []
     for wish in wishes:

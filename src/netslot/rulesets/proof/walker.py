@@ -111,11 +111,11 @@ class Walker:
 
     def _ask(self, match: m.Opaque, rule: Rule, whose: str, met: Truth, flow: Flow) -> Truth:
         """A condition with a memory: the same memory, asked by the same packets, gives the same answer."""
-        neutral = isinstance(rule.target, _NEUTRAL)
+        if isinstance(rule.target, _NEUTRAL):
+            return True  # whatever the answer, nothing comes of it
         others = tuple(repr(x) for x in rule.matches if not isinstance(x, m.Address | m.Interface))
         key = (whose, self._table, *match.words, *target_words(rule.target, flow.family), *others)
-        if not neutral:
-            self._ledger.asked[key] = either(self._ledger.asked.get(key, False), met)
+        self._ledger.asked[key] = either(self._ledger.asked.get(key, False), met)
         return flow.oracle(key, flow.contents())
 
     def _memory(self, filed: Filed, chain: str, flow: Flow) -> str:
