@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import shutil
 import socket
@@ -159,7 +160,7 @@ def scene(example: str, directory: Path) -> Iterator[Scene]:
     copy = directory / source.parent.name
     shutil.copytree(source.parent, copy)
     spec = copy / source.name
-    spec.write_text(spec.read_text().replace('hold_down = "2s"', 'hold_down = "0s"'))
+    spec.write_text(re.sub('hold_down = ".*"', 'hold_down = "0s"', spec.read_text()))
     with stage() as (root, outside), Host(directory / "state", root_netns=root.name) as host:
         try:
             yield Scene(root, outside, spec, host)

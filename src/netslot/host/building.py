@@ -350,12 +350,13 @@ def _take_down(engine: Engine, workshop: Workshop, progress: Progress | None) ->
         progress("removing", done, len(known))
     for name in netns.names():
         digits = name.removeprefix(spec.prefix).removesuffix("-in")
-        if name.endswith("-in") and digits.isdecimal():
+        if name == f"{spec.prefix}{digits}-in" and digits.isdecimal():
             netns.unpin(name)
     for parent in {each.cgroup.parent for each in spec.classes.values() if each.cgroup is not None}:
         cgroupfs.remove(parent, cgroupfs.CONTROLLERS)
     snapshot = engine.root_snapshot
     if snapshot is not None:
         root.remove(snapshot)
-    root_forwarding.restore(ledger.get("forwarding"))
+    if not any(link.group == ROOT_GROUP for link in rt.links(workshop.root)):  # another host may need it here
+        root_forwarding.restore(ledger.get("forwarding"))
     return len(known)

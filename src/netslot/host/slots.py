@@ -213,13 +213,16 @@ def recycle(plan: SlotPlan, template: Template, workshop: Workshop, running: Cal
         assert template.expectation is not None
         wanted = template.expectation.slot(plan)
         with Socket() as slot:
-            if links.read(plan, slot) != wanted:
+            changed = links.read(plan, slot) != wanted
+            if changed:
                 restore_links(plan, workshop, slot)
                 links.mend(plan, wanted, slot)
             slot.execute(links.forget_neighbours(plan))
         left = template.differences(plan, plan.values, plan.defaults)
     if left:
         raise NotCleanError(f"slot {plan.number} is not as new: {'; '.join(map(str, left[:3]))}")
+    if changed:  # the link was made again, or the template is another: root's end names it too
+        workshop.open_root_side(plan)
 
 
 def _refuse_processes(plan: SlotPlan, running: Callable[[int], list[int]]) -> None:
