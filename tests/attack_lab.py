@@ -215,5 +215,5 @@ def tenants(kind: str, directory: Path) -> Iterator[tuple[Tenant, SlotPlan]]:
             if tenant is not None:
                 tenant.close()
             for plan in plans:
-                root.run(workshop.destroy, plan.netns)
+                root.run(workshop.destroy, [plan.netns])
             root.run(workshop.close)
