@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ from netslot.host.host import Host
 from netslot.kernel import netns
 
 NETSLOT = str(Path(sys.executable).with_name("netslot"))
+_numbers = itertools.count()
 OUTSIDE = "203.0.113.10"
 
 RULES = """table inet slot {
@@ -103,7 +105,7 @@ class PlayedHost:
 @contextmanager
 def played(*, slots: int = 3, kind: str = "tap", hold_down: str = "0s") -> Iterator[PlayedHost]:
     """A host that is not up yet; what is left of it afterwards is an error."""
-    prefix = f"h{os.getpid() % 10000}x"
+    prefix = f"h{os.getpid() % 10000}{chr(ord('a') + next(_numbers) % 26)}"
     with nets("outside", "root") as (outside, root), tempfile.TemporaryDirectory() as directory:
         root.ip(
             f"link add up0 type veth peer name eth0 netns {outside.name}",

@@ -199,6 +199,7 @@ def churn_lines(result: dict[str, Any]) -> str:
             f"{result['cycles']} cycles by {result['clients']} clients in {result['seconds']} s; "
             f"{result['clients_killed']} clients and {result['daemons_killed']} daemons killed",
             f"leased twice {result['leased_twice']}, slots lost {result['slots_lost']}, "
-            f"drift {len(result['drift'])}, leaked {len(result['leaked'])}, changes of root's ruleset {result['root_generations']}",
+            f"drift {len(result['drift'])}, leaked {len(result['leaked'])}, "
+            f"changes of root's ruleset {result['root_generations']}",
         ]
     )

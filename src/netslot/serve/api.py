@@ -34,14 +34,18 @@ _POLL = 0.02  # for slots whose rest ends, and those that other processes free
 
 
 class Api:
-    """Answers requests. Blocking calls for leases go to one thread, so that they are done in order."""
+    """Answers requests.
+
+    What only reads or writes the ledger is done at once, in less time than it takes to hand it to a thread. What
+    touches the kernel goes to a thread, one after the other.
+    """
 
     def __init__(self, host: Host, upkeep: Upkeep, metrics: Metrics, changed: asyncio.Event) -> None:
         self._host = host
         self._engine = host.engine
         self._upkeep = upkeep
         self._metrics = metrics
-        self._front = ThreadPoolExecutor(1, thread_name_prefix="leases")
+        self._front = ThreadPoolExecutor(1, thread_name_prefix="binding")
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._changed = changed  # set when slots have become free
         self._description = description()
@@ -56,7 +60,7 @@ class Api:
         self._front.shutdown()
 
     async def do(self, call: Callable[P, T], *arguments: P.args, **_: P.kwargs) -> T:
-        """Call in the thread for leases."""
+        """Call in the thread for what touches the kernel."""
         return await asyncio.get_running_loop().run_in_executor(self._front, call, *arguments)
 
     def adopt_holders(self) -> None:
@@ -83,7 +87,7 @@ class Api:
                 self._metrics.refused.inc()
                 raise RefusedError("no slot is free", hint='wait for one with "wait": SECONDS')
             if pidfd >= 0:
-                await self._hold(lease, pidfd, holder)
+                self._hold(lease, pidfd, holder)
                 pidfd = -1
         finally:
             if pidfd >= 0:
@@ -91,6 +95,8 @@ class Api:
         return answer(lease.fields, 201 if lease.new else 200)
 
     async def _grant(self, wanted: leasing.Request, ticket: int | None = None) -> Lease | None:
+        if not wanted.params:
+            return self._grant_here(wanted, ticket)
         future = self._front.submit(self._grant_here, wanted, ticket)
         try:
             return await asyncio.shield(asyncio.wrap_future(future))
@@ -115,7 +121,7 @@ class Api:
     async def _wait(self, wanted: leasing.Request, seconds: float) -> Lease | None:
         """A lease as soon as a slot is free, in order of arrival; None when ``seconds`` have passed."""
         ledger, name = self._engine.ledger, leasing.class_of(self._engine, wanted.class_name)
-        ticket = await self.do(ledger.queue_up, name)
+        ticket = ledger.queue_up(name)
         self._metrics.waiting.inc()
         try:
             async with asyncio.timeout(seconds), self._turns[name]:
@@ -132,7 +138,7 @@ class Api:
             return None
         finally:
             self._metrics.waiting.dec()
-            self._front.submit(ledger.leave_queue, ticket)
+            ledger.leave_queue(ticket)
 
     def _open_holder(self, peer: Peer, pid: int | None) -> tuple[int, str]:
         """A pidfd and the process's identity, (-1, '') for no holder."""
@@ -144,9 +150,9 @@ class Api:
             raise ForbiddenError(f"process {pid} is not yours")
         return pidfd, holder
 
-    async def _hold(self, lease: Lease, pidfd: int, holder: str) -> None:
+    def _hold(self, lease: Lease, pidfd: int, holder: str) -> None:
         if lease.record.holder != holder:
-            await self.do(self._engine.ledger.hold, lease.id, holder)
+            self._engine.ledger.hold(lease.id, holder)
         self.holders.watch(lease.id, pidfd)
 
     async def leases(self, request: web.Request) -> web.Response:
@@ -159,19 +165,16 @@ class Api:
         return answer({"leases": chosen})
 
     async def lease(self, request: web.Request) -> web.Response:
-        return answer(await self._fields(await self._own(request)))
+        return answer(self._fields(self._own(request)))
 
-    async def _fields(self, record: LeaseRecord) -> dict[str, Any]:
-        def compute() -> dict[str, Any]:
-            current = self._engine.ledger.lease(lease=record.lease) or record
-            return Lease(current, self._engine.plan(record.slot, record.class_name)).fields
+    def _fields(self, record: LeaseRecord) -> dict[str, Any]:
+        current = self._engine.ledger.lease(lease=record.lease) or record
+        return Lease(current, self._engine.plan(record.slot, record.class_name)).fields
 
-        return await self.do(compute)
-
-    async def _own(self, request: web.Request) -> LeaseRecord:
+    def _own(self, request: web.Request) -> LeaseRecord:
         """The lease of the request's path, if it is the caller's."""
         name = request.match_info["lease"]
-        record = await self.do(lambda: self._engine.ledger.lease(lease=name))
+        record = self._engine.ledger.lease(lease=name)
         if record is None:
             raise MissingError(f"there is no lease {name}")
         if not peer_of(request).may_touch(record.uid):
@@ -179,28 +182,28 @@ class Api:
         return record
 
     async def update(self, request: web.Request) -> web.Response:
-        record, body = await self._own(request), await read_body(request, UpdateBody)
+        record, body = self._own(request), await read_body(request, UpdateBody)
         pidfd, holder = self._open_holder(peer_of(request), body.holder_pid)
         try:
             if body.params:
                 await self.do(leasing.update, self._engine, record.lease, body.params)
             if body.ttl is not None:
-                await self.do(self._engine.ledger.renew, record.lease, body.ttl)
+                self._engine.ledger.renew(record.lease, body.ttl)
             if pidfd >= 0:
-                await self.do(self._engine.ledger.hold, record.lease, holder)
+                self._engine.ledger.hold(record.lease, holder)
                 self.holders.watch(record.lease, pidfd)
                 pidfd = -1
         finally:
             if pidfd >= 0:
                 os.close(pidfd)
-        return answer(await self._fields(record))
+        return answer(self._fields(record))
 
     async def renew(self, request: web.Request) -> web.Response:
         return await self.update(request)
 
     async def release(self, request: web.Request) -> web.Response:
-        record = await self._own(request)
-        released = await self.do(self._end, record.lease)
+        record = self._own(request)
+        released = self._end(record.lease)
         self.holders.forget(record.lease)
         return answer({"slot": record.slot, "released": released})
 
@@ -219,15 +222,14 @@ class Api:
         return answer({"slots": [_visible(each.fields, each.number in mine) for each in chosen]})
 
     async def slot(self, request: web.Request) -> web.Response:
-        record, peer = await self._slot(request), peer_of(request)
-        slot = await self.do(self._host.slot, record.slot)
-        lease = await self.do(lambda: self._engine.ledger.lease(slot=record.slot))
+        record, peer = self._slot(request), peer_of(request)
+        slot, lease = self._host.slot(record.slot), self._engine.ledger.lease(slot=record.slot)
         return answer(_visible(slot.fields, lease is not None and peer.may_touch(lease.uid)))
 
     async def take_back(self, request: web.Request) -> web.Response:
-        record = await self._slot(request)
+        record = self._slot(request)
         _admin(request)
-        released = await self.do(lambda: self._take_back(record.slot))
+        released = self._take_back(record.slot)
         return answer({"slot": record.slot, "released": released})
 
     def _take_back(self, number: int) -> bool:
@@ -236,11 +238,11 @@ class Api:
         self._upkeep.clean_soon()
         return done
 
-    async def _slot(self, request: web.Request) -> SlotRecord:
+    def _slot(self, request: web.Request) -> SlotRecord:
         text = request.match_info["slot"]
         if not text.isdecimal():
             raise UsageError(f"{text!r} is no slot's number")
-        record = await self.do(self._engine.ledger.slot, int(text))
+        record = self._engine.ledger.slot(int(text))
         if record is None:
             raise MissingError(f"there is no slot {text}")
         return record
@@ -254,7 +256,7 @@ class Api:
 
     async def health(self, _: web.Request) -> web.Response:
         try:
-            counts = await self.do(self._engine.ledger.counts)
+            counts = self._engine.ledger.counts()
         except NetslotError as error:
             counts, problem = {}, str(error)
         else:
@@ -266,7 +268,7 @@ class Api:
     async def metrics(self, request: web.Request) -> web.Response:
         text = await asyncio.to_thread(self._metrics.text)
         if (number := request.query.get("slot")) is not None:
-            record = await self.do(self._engine.ledger.slot, int(number) if number.isdecimal() else 0)
+            record = self._engine.ledger.slot(int(number) if number.isdecimal() else 0)
             if record is None:
                 raise MissingError(f"there is no slot {number}")
             plan = self._engine.plan(record.slot, record.class_name)

@@ -104,7 +104,7 @@ class Client:
             answer: dict[str, Any] = json.loads(response.read())
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise NetslotError(f"the daemon did not answer: {error}", hint="is it still running?") from error
-        if response.status >= 400:
+        if response.status >= 400 and "error" in answer:
             kind = _ERRORS.get(answer.get("exit_status", 1), NetslotError)
             raise kind(str(answer.get("error", response.reason)), hint=answer.get("hint"))
         return answer
