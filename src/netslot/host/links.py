@@ -6,15 +6,17 @@ Nothing here opens a way for packets before :func:`root_side` is executed, which
 from __future__ import annotations
 
 import errno
+import socket
 from collections.abc import Iterator, Mapping
 from ipaddress import IPv6Network, ip_address, ip_interface
 from typing import NamedTuple, TypeVar
 
 from netslot.errors import KernelError
+from netslot.host.likeness import Likeness
 from netslot.host.plan import GUEST, INNER_UPLINK, LOOPBACK, UPLINK, SlotPlan, any_network
-from netslot.kernel import fib, tun
+from netslot.kernel import fib, steady, tun
 from netslot.kernel import rtnetlink as rt
-from netslot.kernel.netlink import Request, Socket
+from netslot.kernel.netlink import Message, Request, Socket
 from netslot.kernel.sysctl import Sysctls
 
 T = TypeVar("T", rt.AddressRecord, rt.RouteRecord, rt.NeighbourRecord)
@@ -193,24 +195,54 @@ class State(NamedTuple):
     neighbours: frozenset[rt.NeighbourRecord]
 
 
-def read(plan: SlotPlan, sock: Socket) -> State:
+class Answers(NamedTuple):
+    """What the kernel said about a namespace, or about one link of it; nothing of it parsed."""
+
+    links: list[Message]
+    addresses: list[Message]
+    routes: list[Message]
+    neighbours: list[Message]
+
+    def all(self) -> list[Message]:
+        return [*self.links, *self.addresses, *self.routes, *self.neighbours]
+
+
+def ask(plan: SlotPlan, sock: Socket) -> Answers:
     """The slot's links, addresses, routes, and those neighbours that it should have.
 
-    Without routes of the routes policy, which looks after its own, and without carriers, which are the workload's.
     Other neighbours are not looked for: that would cost a walk of the table that all namespaces share. They cannot
     outlive a tenant, see :func:`forget_neighbours`.
     """
+    return Answers(
+        rt.dump_links(sock), rt.dump_addresses(sock), rt.dump_routes(sock), sock.execute(_neighbours_asked(plan))
+    )
+
+
+def read(plan: SlotPlan, sock: Socket) -> State:
+    """What :func:`ask` gives, as a state: see :func:`state_of`."""
+    return state_of(ask(plan, sock))
+
+
+def state_of(answers: Answers) -> State:
+    """A slot's state, without routes of the routes policy, which looks after its own, and without carriers,
+    which are the workload's."""
     return State(
-        {link.ifindex: link._replace(carrier=False) if link.carrier else link for link in rt.links(sock)},
-        frozenset(rt.addresses(sock)),
-        frozenset(route for route in rt.routes(sock) if route.protocol != fib.PROTOCOL),
-        frozenset(rt.parse_neighbour(answer) for answer in sock.execute(_neighbours_asked(plan))),
+        {link.ifindex: link._replace(carrier=False) for link in map(rt.parse_link, answers.links)},
+        frozenset(map(rt.parse_address, answers.addresses)),
+        frozenset(route for route in rt.parse_routes(answers.routes) if route.protocol != fib.PROTOCOL),
+        frozenset(map(rt.parse_neighbour, answers.neighbours)),
     )
 
 
 def _neighbours_asked(plan: SlotPlan) -> list[Request]:
-    asked = [rt.get_neighbour(UPLINK, root.ip) for root, _ in plan.link_pairs()]
-    return asked + [rt.get_neighbour(GUEST, guest.ip) for guest in plan.guest_addresses]
+    names = ("root_address", "root_address6") if plan.ipv6 else ("root_address",)
+    asked = [rt.get_neighbour(UPLINK, packed(plan.values[name])) for name in names]
+    return asked + [rt.get_neighbour(GUEST, guest.packed) for guest in plan.guest_addresses]
+
+
+def packed(address: str) -> bytes:
+    """An address as its 4 or 16 bytes."""
+    return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
 
 
 def forget_neighbours(plan: SlotPlan) -> list[Request]:
@@ -229,30 +261,34 @@ def forget_neighbours(plan: SlotPlan) -> list[Request]:
     return requests
 
 
-def read_root(sock: Socket) -> dict[str, State]:
-    """By name, each link of the root namespace and what is configured on it, with link indexes taken out.
+def ask_root(sock: Socket) -> dict[str, Answers]:
+    """By name, each link of the root namespace and what is configured on it. One dump of each kind for all slots."""
+    dumps = (rt.dump_links(sock), rt.dump_addresses(sock), rt.dump_routes(sock), rt.dump_neighbours(sock))
+    by_index: dict[int, Answers] = {}
+    for kind, messages in enumerate(dumps):
+        for message in messages:
+            index = rt.message_link(message)
+            found = by_index.get(index)
+            if found is None:
+                by_index[index] = found = Answers([], [], [], [])
+            found[kind].append(message)
+    return {rt.link_name(answers.links[0]): answers for answers in by_index.values() if answers.links}
 
-    One dump of each kind for all slots.
-    """
-    addresses: dict[int, set[rt.AddressRecord]] = {}
-    routes: dict[int, set[rt.RouteRecord]] = {}
-    neighbours: dict[int, set[rt.NeighbourRecord]] = {}
-    for address in rt.addresses(sock):
-        addresses.setdefault(address.link, set()).add(address._replace(link=0))
-    for route in rt.routes(sock):
-        routes.setdefault(route.link, set()).add(route._replace(link=0))
-    for entry in rt.neighbours(sock):
-        if entry.permanent:
-            neighbours.setdefault(entry.link, set()).add(entry._replace(link=0))
-    return {
-        link.name: State(
-            {0: _own_settings(link)},
-            frozenset(addresses.get(link.ifindex, ())),
-            frozenset(routes.get(link.ifindex, ())),
-            frozenset(neighbours.get(link.ifindex, ())),
-        )
-        for link in rt.links(sock)
-    }
+
+def root_state_of(answers: Answers) -> State:
+    """The state of root's end of a link, with link indexes taken out; of its neighbours the permanent ones."""
+    neighbours = map(rt.parse_neighbour, answers.neighbours)
+    return State(
+        {0: _own_settings(rt.parse_link(answers.links[0]))},
+        frozenset(rt.parse_address(message)._replace(link=0) for message in answers.addresses),
+        frozenset(route._replace(link=0) for route in rt.parse_routes(answers.routes)),
+        frozenset(entry._replace(link=0) for entry in neighbours if entry.permanent),
+    )
+
+
+def read_root(sock: Socket) -> dict[str, State]:
+    """The state of each link of the root namespace, by name; see :func:`root_state_of`."""
+    return {name: root_state_of(answers) for name, answers in ask_root(sock).items()}
 
 
 def _own_settings(link: rt.Link) -> rt.Link:
@@ -273,6 +309,35 @@ class Expectation:
         self._own = _own_values(sample)
         self._tag, self._root_if = sample.tag, sample.root_if
         self._slot, self._root = _Part(slot, self._own), _Part(root, self._own)
+        # Of root's sysctls two are netslot's; the bytes between them merely send a link to the full comparison.
+        self._alike = Likeness(steady.views())
+        self._alike_root = Likeness(steady.views(index=False, ipv4_conf=slice(0, 16), ipv6_conf=_DISABLE6))
+
+    def slot_drift(self, plan: SlotPlan, answers: Answers) -> list[tuple[str, str]]:
+        """(where, what) of everything that is otherwise in the slot, whose answers to :func:`ask` are given."""
+        own = self._marks(plan)
+        if self._alike.holds(own, answers.all()):
+            return []
+        found, wanted = state_of(answers), self.slot(plan)
+        if found != wanted:
+            return list(differences(wanted, found))
+        self._alike.learn(own, answers.all())
+        return []
+
+    def root_drift(self, plan: SlotPlan, answers: Answers) -> list[tuple[str, str]]:
+        """As :meth:`slot_drift`, of root's end of the link."""
+        own = self._marks(plan)
+        if self._alike_root.holds(own, answers.all()):
+            return []
+        found, wanted = root_state_of(answers), self.root(plan)
+        if found != wanted:
+            return list(differences(wanted, found))
+        self._alike_root.learn(own, answers.all())
+        return []
+
+    def _marks(self, plan: SlotPlan) -> list[bytes]:
+        """What the kernel's answers say of the slot's own: names, tag, addresses and MACs."""
+        return [f"{plan.root_if}\0".encode(), f"{plan.tag}\0".encode(), *_own_values(plan)]
 
     def slot(self, plan: SlotPlan) -> State:
         """What the slot of ``plan`` holds when nothing drifted."""
@@ -325,17 +390,18 @@ class _Part:
 
 def _own_values(plan: SlotPlan) -> list[bytes]:
     """The packed addresses and MACs that differ from slot to slot, always in the same order."""
-    values = [bytes.fromhex(plan.values[name].replace(":", "")) for name in ("root_mac", "uplink_mac")]
-    for root, own in plan.link_pairs():
-        values += [root.ip.packed, own.ip.packed]
+    values = plan.values
+    own = [rt.mac_bytes(values["root_mac"]), rt.mac_bytes(values["uplink_mac"])]
+    own += [packed(values["root_address"]), packed(values["address"])]
     if plan.ipv6:
-        values.append(plan.addresses.network6(plan.number).network_address.packed)
-    return values
+        own += [packed(values["root_address6"]), packed(values["address6"])]
+        own.append(packed(values["network6"].partition("/")[0]))
+    return own
 
 
 def _mac(mac: str, change: Mapping[bytes, bytes]) -> str:
-    packed = rt.mac_bytes(mac)
-    return change.get(packed, packed).hex(":")
+    raw = rt.mac_bytes(mac)
+    return change.get(raw, raw).hex(":")
 
 
 def differences(wanted: State, found: State) -> Iterator[tuple[str, str]]:
@@ -368,8 +434,8 @@ def _two_ways(wanted: frozenset[T], found: frozenset[T]) -> Iterator[tuple[T, st
     yield from ((record, "not the slot's") for record in sorted(found - wanted))
 
 
-def _shown(packed: bytes) -> str:
-    return str(ip_address(packed)) if len(packed) in (4, 16) else packed.hex()
+def _shown(raw: bytes) -> str:
+    return str(ip_address(raw)) if len(raw) in (4, 16) else raw.hex()
 
 
 _SETTINGS = {"ipv4_conf": "an IPv4 sysctl (net.ipv4.conf.*)", "ipv6_conf": "an IPv6 sysctl (net.ipv6.conf.*)"}

@@ -49,9 +49,8 @@ class Template:
         """What the slot that the calling thread is in holds otherwise than it should."""
         assert self.expectation is not None
         with Socket() as slot:
-            found = links.read(plan, slot)
-        wanted = self.expectation.slot(plan)
-        result = [Difference(*pair) for pair in links.differences(wanted, found)] if found != wanted else []
+            answers = links.ask(plan, slot)
+        result = [Difference(*pair) for pair in self.expectation.slot_drift(plan, answers)]
         for die in self.dies:
             result += die.read(values, parameters)
         return result

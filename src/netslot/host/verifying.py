@@ -100,7 +100,7 @@ class _Check:
         progress: Callable[[str, int, int], None] | None,
     ) -> None:
         """Each slot inside, and root's end of its link."""
-        ends = links.read_root(workshop.root)
+        ends = links.ask_root(workshop.root)
         for count, record in enumerate(records):
             if progress is not None and not count % 100:
                 progress("verifying", count, len(records))
@@ -133,7 +133,7 @@ class _Check:
     def _compare(self, workshop: Workshop, record: SlotRecord) -> None:
         plan = self._engine.plan(record.slot, record.class_name)
         values, lists = self._bound(plan, self._engine.ledger.lease(slot=record.slot))
-        found = self._differences(plan, values, lists, links.read_root(workshop.root).get(plan.root_if))
+        found = self._differences(plan, values, lists, links.ask_root(workshop.root).get(plan.root_if))
         self.drift += [Difference(f"slot {record.slot}: {each.where}", each.what) for each in found]
         if found and self._repair:
             self._mend(workshop, plan, record, values, lists)
@@ -144,16 +144,15 @@ class _Check:
         return leasing.split(plan.of.bind(lease.params if lease is not None else {}), plan)
 
     def _differences(
-        self, plan: SlotPlan, values: Values, lists: Parameters, end: links.State | None
+        self, plan: SlotPlan, values: Values, lists: Parameters, end: links.Answers | None
     ) -> list[Difference]:
         template = self._engine.template(plan.of.name)
         assert template.expectation is not None
         found = []
-        wanted = template.expectation.root(plan)
         if end is None:
             found.append(Difference(f"root link {plan.root_if}", "missing"))
-        elif end != wanted:
-            found += [Difference(f"root {where}", what) for where, what in links.differences(wanted, end)]
+        else:
+            found += [Difference(f"root {where}", what) for where, what in template.expectation.root_drift(plan, end)]
         try:
             with slots.inside(plan):
                 found += template.differences(plan, values, lists)
@@ -173,7 +172,7 @@ class _Check:
             except (KernelError, slots.NotCleanError):
                 building.rebuild(self._engine, plan, template, workshop)
                 rebind(plan, template, values, lists)
-            left = self._differences(plan, values, lists, links.read_root(workshop.root).get(plan.root_if))
+            left = self._differences(plan, values, lists, links.ask_root(workshop.root).get(plan.root_if))
         except NetslotError as error:
             self.drift.append(Difference(f"slot {record.slot}", f"cannot be repaired: {error}"))
             self._count(False)

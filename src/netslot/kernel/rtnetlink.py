@@ -12,7 +12,7 @@ import functools
 import socket
 import struct
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -28,6 +28,7 @@ from netslot.kernel.netlink import (
     attr_str,
     attr_u8,
     attr_u32,
+    iter_attrs,
     nested,
     parse_attrs,
 )
@@ -76,6 +77,7 @@ _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
 _IFADDR = struct.Struct("=BBBBi")  # family, prefix length, flags, scope, index
 _RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
 _NDMSG = struct.Struct("=BxxxiHBB")  # family, index, state, flags, type
+_INDEX = struct.Struct("=i")  # at the same place in the first three
 _SIOCGIFINDEX = 0x8933
 _IFNAMSIZ = 16
 
@@ -362,8 +364,20 @@ def _settings(families: bytes) -> tuple[bytes, bytes]:
 
 def links(sock: Socket) -> list[Link]:
     """All links of the socket's namespace."""
+    return [parse_link(message) for message in dump_links(sock)]
+
+
+def dump_links(sock: Socket) -> list[Message]:
+    """What :func:`links` parses, and the like below: for those who compare bytes."""
     payload = _IFINFO.pack(0, 0, 0, 0, 0) + attr_u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
-    return [parse_link(message) for message in sock.dump(RTM_GETLINK, payload, "list links")]
+    return sock.dump(RTM_GETLINK, payload, "list links")
+
+
+def link_name(message: Message) -> str:
+    """The name alone of an RTM_NEWLINK message."""
+    return _text(
+        next((value for kind, value in iter_attrs(message.payload, _IFINFO.size) if kind == IFLA_IFNAME), b"")
+    )
 
 
 class AddressRecord(NamedTuple):
@@ -376,12 +390,18 @@ class AddressRecord(NamedTuple):
 
 def addresses(sock: Socket) -> list[AddressRecord]:
     """All addresses of the socket's namespace, both families, packed in network byte order."""
-    records = []
-    for message in sock.dump(RTM_GETADDR, _IFADDR.pack(0, 0, 0, 0, 0), "list addresses"):
-        _, length, _, _, index = _IFADDR.unpack_from(message.payload)
-        attrs = parse_attrs(message.payload, _IFADDR.size)
-        records.append(AddressRecord(index, attrs.get(IFA_LOCAL) or attrs[IFA_ADDRESS], length))
-    return records
+    return [parse_address(message) for message in dump_addresses(sock)]
+
+
+def dump_addresses(sock: Socket) -> list[Message]:
+    return sock.dump(RTM_GETADDR, _IFADDR.pack(0, 0, 0, 0, 0), "list addresses")
+
+
+def parse_address(message: Message) -> AddressRecord:
+    """The address of an RTM_NEWADDR message."""
+    _, length, _, _, index = _IFADDR.unpack_from(message.payload)
+    attrs = parse_attrs(message.payload, _IFADDR.size)
+    return AddressRecord(index, attrs.get(IFA_LOCAL) or attrs[IFA_ADDRESS], length)
 
 
 class RouteRecord(NamedTuple):
@@ -400,7 +420,12 @@ class RouteRecord(NamedTuple):
 
 def routes(sock: Socket) -> list[RouteRecord]:
     """All routes of the socket's namespace, cached ones (RTM_F_CLONED) left out."""
-    found = (_parse_route(message.payload) for message in _dump_routes(sock))
+    return parse_routes(dump_routes(sock))
+
+
+def parse_routes(messages: Iterable[Message]) -> list[RouteRecord]:
+    """The routes of RTM_NEWROUTE messages, cached ones left out."""
+    found = (_parse_route(message.payload) for message in messages)
     return [record for record in found if record is not None]
 
 
@@ -408,12 +433,12 @@ def delete_routes(sock: Socket, unwanted: Callable[[RouteRecord], bool]) -> list
     """What removes the routes that are ``unwanted``: the kernel takes back the message that it sent."""
     return [
         Request(RTM_DELROUTE, 0, message.payload, "delete route", (errno.ESRCH,))
-        for message in _dump_routes(sock)
+        for message in dump_routes(sock)
         if (record := _parse_route(message.payload)) is not None and unwanted(record)
     ]
 
 
-def _dump_routes(sock: Socket) -> list[Message]:
+def dump_routes(sock: Socket) -> list[Message]:
     return sock.dump(RTM_GETROUTE, _RTMSG.pack(0, 0, 0, 0, 0, 0, 0, 0, 0), "list routes")
 
 
@@ -447,21 +472,23 @@ class NeighbourRecord(NamedTuple):
 
 def neighbours(sock: Socket, index: int = 0) -> list[NeighbourRecord]:
     """All neighbour entries of the socket's namespace that have a MAC or are permanent, multicast ones left out."""
+    return [parse_neighbour(message) for message in dump_neighbours(sock, index)]
+
+
+def dump_neighbours(sock: Socket, index: int = 0) -> list[Message]:
     payload = _NDMSG.pack(0, 0, 0, 0, 0) + (attr_u32(NDA_IFINDEX, index) if index else b"")
-    return [
-        parse_neighbour(message)
-        for message in sock.dump(RTM_GETNEIGH, payload, "list neighbours")
-        if not _NDMSG.unpack_from(message.payload)[2] & NUD_NOARP
-    ]
+    answers = sock.dump(RTM_GETNEIGH, payload, "list neighbours")
+    return [answer for answer in answers if not _NDMSG.unpack_from(answer.payload)[2] & NUD_NOARP]
 
 
-def get_neighbour(index: int, address: Address) -> Request:
+def get_neighbour(index: int, address: bytes) -> Request:
     """Ask for one neighbour entry: a hash look-up.
 
     A dump would walk the one table that all namespaces share (neigh_dump_table() in net/core/neighbour.c).
     """
-    payload = _NDMSG.pack(_family(address), index, 0, 0, 0) + attr(NDA_DST, address.packed)
-    return Request(RTM_GETNEIGH, 0, payload, f"read neighbour {address}", (errno.ENOENT, errno.ENODEV))
+    family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
+    payload = _NDMSG.pack(family, index, 0, 0, 0) + attr(NDA_DST, address)
+    return Request(RTM_GETNEIGH, 0, payload, f"read a neighbour of link {index}", (errno.ENOENT, errno.ENODEV))
 
 
 def parse_neighbour(message: Message) -> NeighbourRecord:
@@ -471,6 +498,14 @@ def parse_neighbour(message: Message) -> NeighbourRecord:
     return NeighbourRecord(
         link, attrs.get(NDA_DST, b""), attrs.get(NDA_LLADDR, b"").hex(":"), bool(state & NUD_PERMANENT)
     )
+
+
+def message_link(message: Message) -> int:
+    """The index of the link that a link, address, neighbour or route is of; 0 for a route without."""
+    if message.type != RTM_NEWROUTE:
+        return int(_INDEX.unpack_from(message.payload, 4)[0])
+    attrs = iter_attrs(message.payload, _RTMSG.size)
+    return next((_u32(value) for kind, value in attrs if kind == RTA_OIF), 0)
 
 
 def _u32(value: bytes | None) -> int:
