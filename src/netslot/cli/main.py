@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
@@ -109,21 +111,25 @@ def main() -> None:
     try:
         status = cli.main(standalone_mode=False)
     except NetslotError as error:
-        if debug:
-            raise
-        click.echo(f"netslot: {error}", err=True)
-        if error.hint:
-            click.echo(f"hint: {error.hint}", err=True)
-        sys.exit(error.exit_status)
-    except click.ClickException as error:
+        _fail(str(error), error.hint, error.exit_status, debug=debug)
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(2)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        hint = f"{context.command_path} --help" if context is not None else None
+        _fail(error.format_message(), hint, 2, debug=debug)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("netslot: interrupted", err=True)
-        sys.exit(1)
+        _fail("interrupted", None, 1, debug=debug)
     except OSError as error:
-        if debug:
-            raise
-        click.echo(f"netslot: {error.strerror or error}: {error.filename or ''}".rstrip(": "), err=True)
-        sys.exit(1)
+        _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), None, 1, debug=debug)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str, hint: str | None, status: int, *, debug: bool) -> NoReturn:
+    if debug:
+        traceback.print_exc()
+    click.echo(f"netslot: {message}", err=True)
+    if hint:
+        click.echo(f"hint: {hint}", err=True)
+    sys.exit(status)
