@@ -119,6 +119,11 @@ class _Splitter:
             first.setdefault(kind, tenant)
         for family in self._filed:
             self._one_family(family, first)
+            if family in self._places.guessed:
+                note = (
+                    f"no rule names an IPv{family} address of the host, and slots must know them: give --host-address"
+                )
+                self._plan.notes[note] = None
         self._files[MANIFEST] = self._manifest(first)
         refused = [f"{e.table} {e.chain}: {e.rule.text}: {e.why}" for e in self._plan.of("refused")]
         refused += self._plan.refusals

@@ -20,6 +20,7 @@ from netslot.rulesets.proof.solving import ConcretePacket, Unknowns, concrete, d
 from netslot.rulesets.proof.tagged import Filed, FiledRuleset, Roles
 from netslot.rulesets.proof.terms import Truth, any_of, either, negate
 from netslot.rulesets.targets import Dnat
+from netslot.rulesets.values import address_text
 
 _TRIES = 40
 """How often an answer that the whole ruleset does not bear out is excluded and the question put again."""
@@ -83,6 +84,11 @@ def prove(dump: Dump, places: Places, arrangement: Arrangement, enough: int = 5)
         "between two tenants a denial is a denial, whether it is answered or silent",
         "what REJECT answers may come from another address than before: that of the namespace which refuses",
     ]
+    for family in places.guessed & {sides.family for sides in families}:
+        verdict.notes.append(
+            f"{address_text(places.hosts[family][0], family)} stands for an address of the host that no rule names; "
+            "say what the host is called with --host-address"
+        )
     for sides in families:
         _Prover(sides, players, verdict).run(enough)
     return verdict
