@@ -66,8 +66,11 @@ hold_down = "{hold_down}"
 class PlayedHost:
     """A spec and a state directory for a host whose root namespace is ``root``."""
 
-    def __init__(self, directory: Path, root: Net, *, prefix: str, slots: int, kind: str, hold_down: str) -> None:
+    def __init__(
+        self, directory: Path, root: Net, outside: Net, *, prefix: str, slots: int, kind: str, hold_down: str
+    ) -> None:
         self.root = root
+        self.outside = outside
         self.prefix = prefix
         self.state_dir = directory / "state"
         self.spec = directory / "netslot.toml"
@@ -114,7 +117,7 @@ def played(*, slots: int = 3, kind: str = "tap", hold_down: str = "0s") -> Itera
             "route add default via 192.0.2.2",
         )
         outside.ip("link set eth0 up", "addr add 192.0.2.2/24 dev eth0", f"addr add {OUTSIDE}/32 dev lo")
-        host = PlayedHost(Path(directory), root, prefix=prefix, slots=slots, kind=kind, hold_down=hold_down)
+        host = PlayedHost(Path(directory), root, outside, prefix=prefix, slots=slots, kind=kind, hold_down=hold_down)
         try:
             yield host
         finally:
