@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import click
 
 from netslot.cli.main import Context
@@ -23,5 +25,9 @@ def command(context: click.Context, slot: int, command: tuple[str, ...]) -> None
     """
     options: Context = context.obj
     with options.host() as host:
-        status = host.execute(slot, command)
+        process = host.start(slot, command)
+    # Whoever ends netslot means the command. A terminal's Ctrl-C reaches that by itself, and is its own affair.
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    signal.signal(signal.SIGINT, lambda *_: None)
+    status = process.wait()
     context.exit(status if status >= 0 else 128 - status)

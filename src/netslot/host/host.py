@@ -163,7 +163,11 @@ class Host:
         return fields | inspection
 
     def execute(self, number: int, command: Sequence[str]) -> int:
-        """Run a command in the slot, and in its cgroup where it has one; returns its exit status.
+        """Run a command as :meth:`start` does, wait for it, and return its exit status (negative: by a signal)."""
+        return self.start(number, command).wait()
+
+    def start(self, number: int, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        """Start a command in the slot, and in its cgroup where it has one.
 
         In a ``veth`` slot the command runs in the workload's namespace. It keeps the caller's capabilities.
         """
@@ -181,8 +185,7 @@ class Host:
                     return subprocess.Popen(list(command), preexec_fn=step_in)  # noqa: PLW1509
 
         with netns.Worker() as worker:
-            process = worker.run(start)
-        return process.wait()
+            return worker.run(start)
 
     # --- leases --------------------------------------------------------------------------------------
 
