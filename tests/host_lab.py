@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import select
 import shutil
 import socket
+import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,6 +98,19 @@ class SocketGuest:
         self._socket.close()
 
 
+def _wait_until_running(link: str) -> None:
+    """The kernel sends nothing to a tap before it has noticed that somebody holds it, which may take a second."""
+    get_flags, running = 0x8913, 0x40
+    deadline = time.monotonic() + 3
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        while time.monotonic() < deadline:
+            answer = fcntl.ioctl(sock, get_flags, struct.pack("16s24x", link.encode()))
+            if struct.unpack_from("16xH", answer)[0] & running:
+                return
+            time.sleep(0.005)
+    raise AssertionError(f"{link} does not run")
+
+
 class TapGuest:
     """A microVM: what it sends and gets are frames on the tap's descriptor."""
 
@@ -102,6 +118,7 @@ class TapGuest:
         fd = netns.open_named(fields["netns"])
         try:
             self._fd = netns.run_in(fd, tun.open_tap, fields["tap"], vnet_hdr=True)
+            netns.run_in(fd, _wait_until_running, fields["tap"])
         finally:
             os.close(fd)
         self._fields = fields

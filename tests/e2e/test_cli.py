@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -114,10 +115,10 @@ def test_exit_statuses_and_errors(stage: Stage) -> None:
     assert "no host" in complains(stage.run("status", status=3))
     assert "nonsense" in complains(stage.run("nonsense", status=2))
     assert "slots" in complains(stage.run("up", "--slots", "many", status=2))
-    (stage.directory / "bad.toml").write_text('slots = 3\nuplnk = "eth0"\n')
-    message = complains(stage.run("up", str(stage.directory / "bad.toml"), status=2))
-    assert "bad.toml:2" in message
-    assert "uplink" in message + stage.run("up", str(stage.directory / "bad.toml"), status=2).stderr
+    bad = Path(stage.spec).with_name("bad.toml")
+    bad.write_text(Path(stage.spec).read_text().replace("hold_down", "hold_dwn"))
+    message = complains(stage.run("up", str(bad), status=2))
+    assert re.search(r"bad\.toml:\d+: limits\.hold_dwn", message), message
     stage.run("up", stage.spec, "--slots", "1")
     assert "9" in complains(stage.run("show", "9", status=2))
     stage.run("acquire", "--owner", "one")
