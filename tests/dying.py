@@ -60,9 +60,9 @@ class _Steps:
             if event in _EVENTS or (event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITING):
                 self.step()
 
-        netlink.Socket._send = counted_send  # type: ignore[method-assign]
+        netlink.Socket._send = counted_send  # type: ignore[assignment, method-assign]
         sys.check = counted_check
-        sqlite3.connect = lambda *a, **k: connect(*a, **{"factory": Connection, **k})  # type: ignore[assignment]
+        sqlite3.connect = lambda *a, **k: connect(*a, **{"factory": Connection, **k})
         python.addaudithook(audit)
 
 

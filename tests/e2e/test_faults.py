@@ -217,7 +217,7 @@ def test_the_daemon_killed_anywhere_at_its_start() -> None:
         settings = Settings(lab.spec, verify_seconds=0)
 
         def start(host: Host) -> None:
-            daemon.notify = lambda state: os.kill(os.getpid(), signal.SIGTERM) if state == "READY=1" else None
+            daemon.notify = lambda state: os.kill(os.getpid(), signal.SIGTERM) if state == "READY=1" else None  # type: ignore[attr-defined]
             daemon.serve(host, settings)
 
         def recover(_: int) -> None:
