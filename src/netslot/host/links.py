@@ -465,9 +465,22 @@ def mend(plan: SlotPlan, wanted: State, slot: Socket) -> None:
         requests.append(rt.delete_address(record.link, address))
     slot.execute(request._replace(ignore=tuple(gone)) for request in requests)
     settings = [
-        rt.set_link(index, ipv4=link.ipv4_settings())
+        rt.set_link(index, ipv4=link.ipv4_settings(), alias=link.alias, group=link.group)
         for index, link in wanted.links.items()
-        if index in found.links and found.links[index].ipv4_conf != link.ipv4_conf
+        if index in found.links and found.links[index] != link
     ]
     slot.execute(settings)
     slot.execute(slot_side(plan))
+
+
+def clear_root(wanted: State, answers: Answers) -> list[Request]:
+    """Take from root's end of a link what is not ``wanted`` there: the kernel takes back the message that it sent."""
+    requests = []
+    for message in answers.addresses:
+        if rt.parse_address(message)._replace(link=0) not in wanted.addresses:
+            gone = (errno.EADDRNOTAVAIL,)
+            requests.append(Request(rt.RTM_DELADDR, 0, message.payload, "delete address", gone))
+    for message in answers.routes:
+        if any(route._replace(link=0) not in wanted.routes for route in rt.parse_routes([message])):
+            requests.append(Request(rt.RTM_DELROUTE, 0, message.payload, "delete route", (errno.ESRCH,)))
+    return requests

@@ -133,7 +133,7 @@ class _Check:
     def _compare(self, workshop: Workshop, record: SlotRecord) -> None:
         plan = self._engine.plan(record.slot, record.class_name)
         values, lists = self._bound(plan, self._engine.ledger.lease(slot=record.slot))
-        found = self._differences(plan, values, lists, links.ask_root(workshop.root).get(plan.root_if))
+        found = self._look(plan, workshop, values, lists)
         self.drift += [Difference(f"slot {record.slot}: {each.where}", each.what) for each in found]
         if found and self._repair:
             self._mend(workshop, plan, record, values, lists)
@@ -142,6 +142,9 @@ class _Check:
 
     def _bound(self, plan: SlotPlan, lease: LeaseRecord | None) -> tuple[Values, Parameters]:
         return leasing.split(plan.of.bind(lease.params if lease is not None else {}), plan)
+
+    def _look(self, plan: SlotPlan, workshop: Workshop, values: Values, lists: Parameters) -> list[Difference]:
+        return self._differences(plan, values, lists, links.ask_root(workshop.root).get(plan.root_if))
 
     def _differences(
         self, plan: SlotPlan, values: Values, lists: Parameters, end: links.Answers | None
@@ -172,7 +175,10 @@ class _Check:
             except (KernelError, slots.NotCleanError):
                 building.rebuild(self._engine, plan, template, workshop)
                 rebind(plan, template, values, lists)
-            left = self._differences(plan, values, lists, links.ask_root(workshop.root).get(plan.root_if))
+            left = self._look(plan, workshop, values, lists)
+            if left and record.state == "free":  # nobody's connections are in it
+                building.rebuild(self._engine, plan, template, workshop)
+                left = self._look(plan, workshop, values, lists)
         except NetslotError as error:
             self.drift.append(Difference(f"slot {record.slot}", f"cannot be repaired: {error}"))
             self._count(False)
@@ -197,6 +203,8 @@ def mend(plan: SlotPlan, template: slots.Template, workshop: Workshop, values: V
             if die.read(values, lists):
                 die.reset(plan.values)
                 die.bind(values, lists)
+    if (end := links.ask_root(workshop.root).get(plan.root_if)) is not None:
+        workshop.root.execute(links.clear_root(template.expectation.root(plan), end))
     workshop.open_root_side(plan)
 
 
