@@ -26,7 +26,7 @@ from netslot.rulesets.model import Dump
 from netslot.rulesets.proof.arrangement import PUBLISH, ROOT, Arrangement
 from netslot.rulesets.proof.journey import Journey, Result, Side, Way
 from netslot.rulesets.proof.places import NOBODY, Places
-from netslot.rulesets.proof.prover import Sides, both_sides, classes_of
+from netslot.rulesets.proof.prover import Sides, aligned, both_sides, classes_of
 from netslot.rulesets.proof.samples import Sample, packet, samples
 from netslot.rulesets.proof.scenarios import cast
 from netslot.rulesets.values import address_text
@@ -72,6 +72,9 @@ class Replay:
                 "replay needs IPv4 rules and an attachment with a link (tap or veth): what a process receives cannot "
                 "be told from what only reached its namespace"
             )
+        if not {tenant.interfaces[0] for tenant in places.tenants} <= {member.link for member in arrangement.members}:
+            raise RefusedError("the directory has not a slot for every tenant of the dump")
+        arrangement = aligned(places, arrangement)
         self._places, self._arrangement, self._files = places, arrangement, files
         self._before = write(ruleset)
         self.sides = both_sides(dump, places, arrangement, 4)

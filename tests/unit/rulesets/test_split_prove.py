@@ -95,6 +95,15 @@ def _first_becomes_last(name: str, words: str) -> Callable[[Files], Files]:
     return change
 
 
+def _links_exchanged(files: Files) -> Files:
+    manifest = json.loads(files["tenants.json"])
+    people = manifest["tenants"]
+    one = people[0]
+    other = next(t for t in people[1:] if t["class"] == one["class"])
+    one["link"], other["link"] = other["link"], one["link"]
+    return files | {"tenants.json": json.dumps(manifest)}
+
+
 def _exchanged(key: str) -> Callable[[Files], Files]:
     """Exchange one value between two tenants of the same class."""
 
@@ -128,6 +137,7 @@ FAULTS = {
     "a published port elsewhere": _instead("publish.nft", ". 8080", ". 8081"),
     "a mark lost": _without("root.rules", "--dport 4789"),
     "addresses of two tenants exchanged": _exchanged("address"),
+    "links of two tenants exchanged": _links_exchanged,
     "a shared count asked more often": _instead(
         "root.rules",
         "-A FORWARD -d 169.254.169.254/32 -p tcp -m tcp --dport 80",

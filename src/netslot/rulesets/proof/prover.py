@@ -74,6 +74,7 @@ def prove(dump: Dump, places: Places, arrangement: Arrangement, enough: int = 5)
     verdict.obstacles += _mismatches(dump, places, arrangement)
     if verdict.obstacles:
         return verdict
+    arrangement = aligned(places, arrangement)
     families = [both_sides(dump, places, arrangement, ruleset.family) for ruleset in dump.rulesets]
     players = cast(classes_of(places, arrangement, families))
     verdict.classes = len(players.first)
@@ -126,23 +127,27 @@ def both_sides(dump: Dump, places: Places, arrangement: Arrangement, family: Fam
 def _mismatches(dump: Dump, places: Places, arrangement: Arrangement) -> list[str]:
     """What makes the comparison meaningless before it begins."""
     found = []
-    listed = [member.name for member in arrangement.members]
+    served = {member.link for member in arrangement.members}
     for tenant in places.tenants:
         if len(tenant.interfaces) != 1:
             found.append(f"tenant {tenant.name} has {len(tenant.interfaces)} links of its own; the model needs one")
-    if listed != [tenant.name for tenant in places.tenants]:
-        missing = {tenant.name for tenant in places.tenants} ^ set(listed)
-        named = ", ".join(sorted(missing)[:5]) or "in another order"
-        found.append(f"the directory's tenants are not those of the dump: {named}")
-    for tenant, member in zip(places.tenants, arrangement.members, strict=False):
-        if tenant.interfaces[:1] != (member.link,):
-            found.append(
-                f"tenant {tenant.name}: root's end of its link is {member.link} and was {tenant.interfaces[:1]}"
-            )
+        elif tenant.interfaces[0] not in served:
+            found.append(f"tenant {tenant.name}: no slot of the directory is behind its link {tenant.interfaces[0]}")
+    strangers = served - set(places.link_owner)
+    if strangers:
+        found.append(f"the directory has slots behind links that are no tenant's: {', '.join(sorted(strangers)[:5])}")
+    if len(arrangement.members) != len(served):
+        found.append("the directory has two slots behind one link")
     for ruleset in dump.rulesets:
         if ruleset.family not in arrangement.root:
             found.append(f"the directory has no root ruleset for IPv{ruleset.family}")
     return found[:20]
+
+
+def aligned(places: Places, arrangement: Arrangement) -> Arrangement:
+    """The members in the order of the tenants: whoever sits behind a tenant's link decides, whatever it is called."""
+    behind = {member.link: member for member in arrangement.members}
+    return replace(arrangement, members=tuple(behind[tenant.interfaces[0]] for tenant in places.tenants))
 
 
 class _Prover:

@@ -6,10 +6,10 @@ formula. Whatever is known is decided here and now, so that formulas hold only w
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any, TypeAlias
-
-import z3
 
 Number: TypeAlias = Any
 """int, or a z3 bit vector."""
@@ -18,11 +18,17 @@ Truth: TypeAlias = Any
 """bool, or a z3 boolean."""
 
 
+@cache
+def solver() -> Any:
+    """The z3 module. Imported at the first unknown: splitting and migrating need none, and live without it."""
+    return importlib.import_module("z3")
+
+
 def _joined(make: Callable[..., Any], truths: Sequence[Any]) -> Any:
-    """What z3.And and z3.Or do, without asking every operand for its sort: that is most of the time of a proof."""
+    """What z3's And and Or do, without asking every operand for its sort: that is most of the time of a proof."""
     context = truths[0].ctx
-    operands = (z3.Ast * len(truths))(*(truth.as_ast() for truth in truths))
-    return z3.BoolRef(make(context.ref(), len(truths), operands), context)
+    operands = (solver().Ast * len(truths))(*(truth.as_ast() for truth in truths))
+    return solver().BoolRef(make(context.ref(), len(truths), operands), context)
 
 
 def both(a: Truth, b: Truth) -> Truth:
@@ -30,7 +36,7 @@ def both(a: Truth, b: Truth) -> Truth:
         return False
     if a is True:
         return b
-    return a if b is True else _joined(z3.Z3_mk_and, (a, b))
+    return a if b is True else _joined(solver().Z3_mk_and, (a, b))
 
 
 def either(a: Truth, b: Truth) -> Truth:
@@ -38,11 +44,11 @@ def either(a: Truth, b: Truth) -> Truth:
         return True
     if a is False:
         return b
-    return a if b is False else _joined(z3.Z3_mk_or, (a, b))
+    return a if b is False else _joined(solver().Z3_mk_or, (a, b))
 
 
 def negate(a: Truth) -> Truth:
-    return (not a) if isinstance(a, bool) else z3.Not(a)
+    return (not a) if isinstance(a, bool) else solver().Not(a)
 
 
 def differ(a: Truth, b: Truth) -> Truth:
@@ -50,7 +56,7 @@ def differ(a: Truth, b: Truth) -> Truth:
         return negate(b) if a else b
     if isinstance(b, bool):
         return negate(a) if b else a
-    return False if a.eq(b) else z3.Xor(a, b)
+    return False if a.eq(b) else solver().Xor(a, b)
 
 
 def any_of(truths: Iterable[Truth]) -> Truth:
@@ -63,7 +69,7 @@ def any_of(truths: Iterable[Truth]) -> Truth:
             unknown.append(truth)
     if not unknown:
         return False
-    return unknown[0] if len(unknown) == 1 else _joined(z3.Z3_mk_or, unknown)
+    return unknown[0] if len(unknown) == 1 else _joined(solver().Z3_mk_or, unknown)
 
 
 def all_of(truths: Iterable[Truth]) -> Truth:
@@ -94,8 +100,8 @@ def within(a: Number, low: int, high: int) -> Truth:
     if low == high:
         return a == low
     top = (1 << a.size()) - 1
-    upper = True if high >= top else z3.ULE(a, high)
-    return both(True if low == 0 else z3.UGE(a, low), upper)
+    upper = True if high >= top else solver().ULE(a, high)
+    return both(True if low == 0 else solver().UGE(a, low), upper)
 
 
 def choose(condition: Truth, a: Number, b: Number, width: int) -> Number:
@@ -104,8 +110,8 @@ def choose(condition: Truth, a: Number, b: Number, width: int) -> Number:
         return a if condition else b
     if isinstance(a, int) and isinstance(b, int) and a == b:
         return a
-    return z3.If(condition, _vector(a, width), _vector(b, width))
+    return solver().If(condition, _vector(a, width), _vector(b, width))
 
 
 def _vector(a: Number, width: int) -> Any:
-    return z3.BitVecVal(a, width) if isinstance(a, int) else a
+    return solver().BitVecVal(a, width) if isinstance(a, int) else a
