@@ -165,7 +165,7 @@ HARM = {
     ),
     "a route": ("slot", "ip route add 198.51.100.0/24 dev {guest}", "ip route show table all", "198.51.100.0"),
     "an address": ("slot", "ip addr add 198.51.100.9/32 dev lo", "ip addr", "198.51.100.9"),
-    "a link": ("slot", "ip link add left type dummy", "ip link", "left"),
+    "a link": ("slot", "ip link add left type veth peer name left2", "ip link", "left"),
     "a queue": ("slot", "tc qdisc add dev up0 root pfifo limit 7", "tc qdisc show dev up0", "limit 7p"),
     "a sysctl": ("slot", "sysctl -qw net.ipv4.conf.up0.rp_filter=2", "sysctl net.ipv4.conf.up0.rp_filter", "= 2"),
     "a rule": ("slot", "nft add table ip left", "nft list tables", "left"),

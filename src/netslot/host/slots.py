@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from netslot.errors import KernelError, NetslotError
 from netslot.host import links
 from netslot.host.plan import GUEST, LOOPBACK, UPLINK, SlotPlan
-from netslot.kernel import conntrack, netns, sockets
+from netslot.kernel import conntrack, fib, netns, sockets, tc
 from netslot.kernel import rtnetlink as rt
-from netslot.kernel.netlink import Socket
+from netslot.kernel.netlink import Request, Socket
 from netslot.kernel.sysctl import Sysctls
 from netslot.policy.base import Die, Difference, Parameters, Values
 
@@ -216,12 +216,19 @@ def recycle(plan: SlotPlan, template: Template, workshop: Workshop, running: Cal
             if changed:
                 restore_links(plan, workshop, slot)
                 links.mend(plan, wanted, slot)
-            slot.execute(links.forget_neighbours(plan))
+            slot.execute(links.forget_neighbours(plan) + fib.delete_foreign_rules(slot) + _default_queues(plan))
         left = template.differences(plan, plan.values, plan.defaults)
     if left:
         raise NotCleanError(f"slot {plan.number} is not as new: {'; '.join(map(str, left[:3]))}")
     if changed:  # the link was made again, or the template is another: root's end names it too
         workshop.open_root_side(plan)
+
+
+def _default_queues(plan: SlotPlan) -> list[Request]:
+    """Queues are the rates policy's; without it, links have the kernel's own."""
+    if plan.of.rates is not None:
+        return []
+    return [tc.del_root_queue(index) for index in (UPLINK, *([GUEST] if plan.guest_if is not None else []))]
 
 
 def _refuse_processes(plan: SlotPlan, running: Callable[[int], list[int]]) -> None:
@@ -245,7 +252,7 @@ def _empty(plan: SlotPlan) -> None:
     conntrack.flush()
     if sockets.in_use():
         sockets.destroy_all()
-        if left := sockets.in_use():
+        if left := sockets.in_use() or sockets.bound():
             raise NotCleanError(f"sockets are left in {plan.netns}: {left}")
     if plan.of.attachment.kind == "tap":
         with Socket() as slot:

@@ -30,6 +30,7 @@ ACTIONS: Final = {"table": 1, "blackhole": 6, "unreachable": 7, "prohibit": 8}
 
 _NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
 _NEWRULE, _DELRULE, _GETRULE = 32, 33, 34
+_BY_KERNEL = 2  # RTPROT_KERNEL, linux/rtnetlink.h
 
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _NEXTHOP = struct.Struct("=HBBi")
@@ -204,6 +205,17 @@ def rules(sock: netlink.Socket) -> list[Rule]:
             if attrs.get(_FRA_PROTOCOL) == bytes([PROTOCOL]):
                 found.append(_parse_rule(answer.payload, attrs))
     return found
+
+
+def delete_foreign_rules(sock: netlink.Socket) -> list[Request]:
+    """Requests that remove every rule that is neither the kernel's nor netslot's; each goes back as it was dumped."""
+    kept = (bytes([_BY_KERNEL]), bytes([PROTOCOL]))
+    return [
+        Request(_DELRULE, 0, answer.payload, "delete a foreign rule", (errno.ENOENT,))
+        for version in (socket.AF_INET, socket.AF_INET6)
+        for answer in sock.dump(_GETRULE, _RULE.pack(version, 0, 0, 0, 0, 0, 0, 0, 0), "list rules")
+        if netlink.parse_attrs(answer.payload, _RULE.size).get(_FRA_PROTOCOL) not in kept
+    ]
 
 
 def _parse_rule(payload: bytes, attrs: dict[int, bytes]) -> Rule:

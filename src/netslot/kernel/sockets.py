@@ -12,6 +12,7 @@ from netslot.kernel.netlink import NETLINK_SOCK_DIAG, Request, Socket
 
 _SOCK_DIAG_BY_FAMILY, _SOCK_DESTROY = 20, 21
 _ALL_STATES = 0xFFFFFFFF
+_BOUND_INACTIVE = 1 << 13
 _REQUEST = struct.Struct("=BBBxI48s")  # family, protocol, extensions, states, struct inet_diag_sockid
 _MESSAGE = struct.Struct("=BBBB48s")  # family, state, timer, retrans, struct inet_diag_sockid
 _IN_USE = re.compile(r"^(TCP|UDP|UDPLITE|RAW|TCP6|UDP6|UDPLITE6|RAW6): inuse (\d+)(?:.* tw (\d+))?", re.MULTILINE)
@@ -48,6 +49,17 @@ def destroy_all() -> None:
                 for identity in doomed:
                     body = _REQUEST.pack(family, protocol, 0, _ALL_STATES, identity)
                     sock.execute([Request(_SOCK_DESTROY, 0, body, "end a socket", gone)])
+
+
+def bound() -> int:
+    """How many TCP ports are held by sockets that are neither connected nor listening, as those that were ended are.
+
+    They count as used nowhere else, and their processes may be outside (TCPF_BOUND_INACTIVE, since Linux 6.8).
+    """
+    families = (socket.AF_INET, socket.AF_INET6)
+    requests = [_REQUEST.pack(family, socket.IPPROTO_TCP, 0, _BOUND_INACTIVE, bytes(48)) for family in families]
+    with Socket(NETLINK_SOCK_DIAG) as sock:
+        return sum(len(sock.dump(_SOCK_DIAG_BY_FAMILY, request, "list bound sockets")) for request in requests)
 
 
 def processes_by_namespace() -> dict[int, list[int]]:
