@@ -172,6 +172,8 @@ class Socket:
 
     def join(self, group: int) -> None:
         """Receive the notifications of a multicast group; see netlink(7)."""
+        if not self._socket.getsockname()[0]:
+            self._socket.bind((0, 0))  # a socket without an address is left out
         self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
 
     def strict(self) -> None:
