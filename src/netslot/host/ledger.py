@@ -91,15 +91,20 @@ def myself() -> str:
 def is_alive(process: str) -> bool:
     """Whether the process that :func:`identify` named still runs."""
     pid, _, started = process.partition(":")
-    return pid.isdecimal() and _started(int(pid)) == started
+    return pid.isdecimal() and started != _GONE and _started(int(pid)) == started
+
+
+_GONE = "gone"
 
 
 def _started(pid: int) -> str:
+    """Clock ticks since boot, as text; ``gone`` when it has ended, reaped or not."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()[19]
+            fields = file.read().rpartition(")")[2].split()
     except OSError:
-        return "gone"
+        return _GONE
+    return _GONE if fields[0] in "ZX" else fields[19]
 
 
 class LedgerError(NetslotError):
