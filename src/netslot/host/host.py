@@ -22,7 +22,7 @@ from netslot.host.engine import DEFAULT_STATE_DIR, Engine
 from netslot.host.leasing import Lease
 from netslot.host.ledger import LeaseRecord, SlotRecord
 from netslot.host.verifying import Report
-from netslot.kernel import cgroupfs, netns
+from netslot.kernel import cgroupfs, netns, sys
 from netslot.spec.load import load
 from netslot.spec.model import HostSpec
 
@@ -162,14 +162,16 @@ class Host:
             fields |= lease.fields
         return fields | inspection
 
-    def execute(self, number: int, command: Sequence[str]) -> int:
+    def execute(self, number: int, command: Sequence[str], *, as_tenant: bool = False) -> int:
         """Run a command as :meth:`start` does, wait for it, and return its exit status (negative: by a signal)."""
-        return self.start(number, command).wait()
+        return self.start(number, command, as_tenant=as_tenant).wait()
 
-    def start(self, number: int, command: Sequence[str]) -> subprocess.Popen[bytes]:
+    def start(self, number: int, command: Sequence[str], *, as_tenant: bool = False) -> subprocess.Popen[bytes]:
         """Start a command in the slot, and in its cgroup where it has one.
 
-        In a ``veth`` slot the command runs in the workload's namespace. It keeps the caller's capabilities.
+        In a ``veth`` slot the command runs in the workload's namespace. It keeps the caller's capabilities, which
+        is for looking around; ``as_tenant`` takes from it what could change the slot's rules or pass them by
+        (CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_ADMIN), as a ``process`` slot's workload must run.
         """
         plan = self._engine.plan(number, self._record(number).class_name)
         name = plan.inner_netns or plan.netns
@@ -179,9 +181,16 @@ class Host:
             with ExitStack() as held:
                 fd = netns.open_named(name)
                 held.callback(os.close, fd)
-                step_in = held.enter_context(cgroupfs.entrance(cgroup, cgroupfs.CONTROLLERS)) if cgroup else None
-                with netns.entered(fd):
+                join = held.enter_context(cgroupfs.entrance(cgroup, cgroupfs.CONTROLLERS)) if cgroup else None
+
+                def step_in() -> None:
                     # The child joins the cgroup before it runs anything, so nothing it starts is born outside.
+                    if join is not None:
+                        join()
+                    if as_tenant:
+                        sys.forgo_capabilities(sys.CAP_NET_ADMIN, sys.CAP_NET_RAW, sys.CAP_SYS_ADMIN)
+
+                with netns.entered(fd):
                     return subprocess.Popen(list(command), preexec_fn=step_in)  # noqa: PLW1509
 
         with netns.Worker() as worker:

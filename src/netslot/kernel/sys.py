@@ -31,6 +31,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432  # the same numbers on every architecture (asm-generic unistd.h)
 _FSCONFIG_CMD_CREATE = 6
 _FD_CLOEXEC = 1
+_PR_CAPBSET_DROP = 24
+
+CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_ADMIN = 12, 13, 21
 
 
 def _bind(name: str, *argtypes: Any) -> Callable[..., int]:
@@ -44,6 +47,7 @@ _unshare = _bind("unshare", ctypes.c_int)
 _setns = _bind("setns", ctypes.c_int, ctypes.c_int)
 _mount = _bind("mount", ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
 _umount2 = _bind("umount2", ctypes.c_char_p, ctypes.c_int)
+_prctl = _bind("prctl", ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
 _syscall = _bind("syscall")
 _syscall.argtypes = None  # type: ignore[attr-defined]
 
@@ -102,3 +106,12 @@ def open_procfs() -> int:
         return check(_syscall(_FSMOUNT, context, _FD_CLOEXEC, MS_NOSUID | MS_NODEV | MS_NOEXEC), "fsmount proc")
     finally:
         os.close(context)
+
+
+def forgo_capabilities(*capabilities: int) -> None:
+    """Take capabilities (numbers of linux/capability.h) from all that the calling process will execute.
+
+    They leave the bounding set, so that execve(2) gives them to no program, a set-user-ID one included.
+    """
+    for capability in capabilities:
+        check(_prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0), f"drop capability {capability}")
