@@ -6,6 +6,7 @@ Nothing here opens a way for packets before :func:`root_side` is executed, which
 from __future__ import annotations
 
 import errno
+import functools
 import socket
 from collections.abc import Iterator, Mapping
 from ipaddress import IPv6Network, ip_address, ip_interface
@@ -315,7 +316,7 @@ class Expectation:
 
     def slot_drift(self, plan: SlotPlan, answers: Answers) -> list[tuple[str, str]]:
         """(where, what) of everything that is otherwise in the slot, whose answers to :func:`ask` are given."""
-        own = self._marks(plan)
+        own = _marks(plan)
         if self._alike.holds(own, answers.all()):
             return []
         found, wanted = state_of(answers), self.slot(plan)
@@ -326,7 +327,7 @@ class Expectation:
 
     def root_drift(self, plan: SlotPlan, answers: Answers) -> list[tuple[str, str]]:
         """As :meth:`slot_drift`, of root's end of the link."""
-        own = self._marks(plan)
+        own = _marks(plan)
         if self._alike_root.holds(own, answers.all()):
             return []
         found, wanted = root_state_of(answers), self.root(plan)
@@ -334,10 +335,6 @@ class Expectation:
             return list(differences(wanted, found))
         self._alike_root.learn(own, answers.all())
         return []
-
-    def _marks(self, plan: SlotPlan) -> list[bytes]:
-        """What the kernel's answers say of the slot's own: names, tag, addresses and MACs."""
-        return [f"{plan.root_if}\0".encode(), f"{plan.tag}\0".encode(), *_own_values(plan)]
 
     def slot(self, plan: SlotPlan) -> State:
         """What the slot of ``plan`` holds when nothing drifted."""
@@ -386,6 +383,12 @@ class _Part:
         self.addresses = state.addresses - set(self.own_addresses)
         self.own_routes = [record for record in state.routes if {record.destination, record.gateway} & values]
         self.routes = state.routes - set(self.own_routes)
+
+
+@functools.lru_cache(maxsize=1)
+def _marks(plan: SlotPlan) -> list[bytes]:
+    """What the kernel's answers say of the slot's own: names, tag, addresses and MACs."""
+    return [f"{plan.root_if}\0".encode(), f"{plan.tag}\0".encode(), *_own_values(plan)]
 
 
 def _own_values(plan: SlotPlan) -> list[bytes]:

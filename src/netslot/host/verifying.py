@@ -50,16 +50,15 @@ def verify(
     started = time.perf_counter()
     wanted = None if numbers is None else set(numbers)
     records = engine.ledger.slots(*_VERIFIED)
-    present = {name: each.digest for name, each in engine.spec.classes.items()}
+    check = _Check(engine, repair)
+    present = {name: each.digest for name, each in check.spec.classes.items()}
     chosen = [
         record
         for record in records
         if (wanted is None or record.slot in wanted)
         and (record.state == "free" or record.digest == present.get(record.class_name))
     ]
-    for record in chosen:
-        engine.template(record.class_name)
-    check = _Check(engine, repair)
+    check.templates = {name: engine.template(name) for name in {record.class_name for record in chosen}}
     if with_root:
         engine.run(check.root)
     engine.run(lambda workshop: check.slots(workshop, chosen, progress))
@@ -71,6 +70,10 @@ def verify(
 class _Check:
     def __init__(self, engine: Engine, repair: bool) -> None:
         self._engine = engine
+        # Taken once: the engine asks the ledger each time whether it still has them.
+        self.spec = engine.spec
+        self.templates: dict[str, slots.Template] = {}
+        self._host_id = engine.host_id
         self._repair = repair
         self.drift: list[Difference] = []
         self.repaired = 0
@@ -104,7 +107,7 @@ class _Check:
         for count, record in enumerate(records):
             if progress is not None and not count % 100:
                 progress("verifying", count, len(records))
-            plan = self._engine.plan(record.slot, record.class_name)
+            plan = self._plan(record)
             values, lists = self._bound(plan, self._leases.get(record.slot))
             found = self._differences(plan, values, lists, ends.get(plan.root_if))
             if not found:
@@ -131,7 +134,7 @@ class _Check:
                 ledger.quarantine(number, "; ".join(map(str, self.drift[-3:])))
 
     def _compare(self, workshop: Workshop, record: SlotRecord) -> None:
-        plan = self._engine.plan(record.slot, record.class_name)
+        plan = self._plan(record)
         values, lists = self._bound(plan, self._engine.ledger.lease(slot=record.slot))
         found = self._look(plan, workshop, values, lists)
         self.drift += [Difference(f"slot {record.slot}: {each.where}", each.what) for each in found]
@@ -139,6 +142,9 @@ class _Check:
             self._mend(workshop, plan, record, values, lists)
         elif found:
             self.unrepaired += 1
+
+    def _plan(self, record: SlotRecord) -> SlotPlan:
+        return SlotPlan(self.spec, self.spec.classes[record.class_name], record.slot, self._host_id)
 
     def _bound(self, plan: SlotPlan, lease: LeaseRecord | None) -> tuple[Values, Parameters]:
         return leasing.split(plan.of.bind(lease.params if lease is not None else {}), plan)
@@ -149,7 +155,7 @@ class _Check:
     def _differences(
         self, plan: SlotPlan, values: Values, lists: Parameters, end: links.Answers | None
     ) -> list[Difference]:
-        template = self._engine.template(plan.of.name)
+        template = self.templates[plan.of.name]
         assert template.expectation is not None
         found = []
         if end is None:
@@ -168,7 +174,7 @@ class _Check:
     def _mend(
         self, workshop: Workshop, plan: SlotPlan, record: SlotRecord, values: Values, lists: Parameters
     ) -> None:
-        template = self._engine.template(plan.of.name)
+        template = self.templates[plan.of.name]
         try:
             try:
                 mend(plan, template, workshop, values, lists)
