@@ -119,20 +119,20 @@ def _exchanged(key: str) -> Callable[[Files], Files]:
 
 
 FAULTS = {
-    "a rule of a slot dropped": _without("class1.rules", "203.0.113.7/32"),
+    "a rule of a slot dropped": _without("class0.rules", "203.0.113.7/32"),
     "an anti-spoofing rule dropped": _without("class0.rules", "! -s ${address}"),
     "a common rule dropped": _without("root.rules", "--ctstate INVALID"),
     "a rule of INPUT dropped": _without("root.rules", "--dport 20007"),
     "order changed in a slot": _first_becomes_last("class0.rules", "--dport 25 "),
     "order changed in root": _first_becomes_last("root.rules", "-A INPUT -i tap+ -p udp"),
-    "a mask widened": _instead("class1.rules", "-d 203.0.113.7/32", "-d 203.0.113.0/24"),
+    "a mask widened": _instead("class0.rules", "-d 203.0.113.7/32", "-d 203.0.113.0/24"),
     "the pool widened": _instead(
-        "root.rules", "/255.255.255.227 -o eth0 -j MASQ", "/255.255.255.224 -o eth0 -j MASQ"
+        "root.rules", "/255.255.255.243 -o eth0 -j MASQ", "/255.255.255.240 -o eth0 -j MASQ"
     ),
     "a hook swapped": _instead("root.rules", "-A INPUT -i tap+ -j DROP", "-A FORWARD -i tap+ -j DROP"),
     "a state match removed": _instead("class1.rules", " -m conntrack --ctstate ESTABLISHED,RELATED", ""),
     "a NAT lost": _without("root.rules", "172.31.0.0/16"),
-    "the masquerade lost": _without("root.rules", "/255.255.255.227 -o eth0 -j MASQ"),
+    "the masquerade lost": _without("root.rules", "/255.255.255.243 -o eth0 -j MASQ"),
     "a published port lost": _without("publish.nft", " : 10.64."),
     "a published port elsewhere": _instead("publish.nft", ". 8080", ". 8081"),
     "a mark lost": _without("root.rules", "--dport 4789"),
@@ -149,9 +149,18 @@ FAULTS = {
 }
 
 
+@pytest.fixture(scope="module")
+def small_host() -> tuple[Dump, Split]:
+    """One tenant of each class: fewer ways to prove."""
+    dump = parse(make_host(3).text)
+    return dump, split(dump, attribute(dump).tenants)
+
+
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_wrong_split_is_found_with_a_packet(host: tuple[Dump, Split], fault: str) -> None:
-    dump, result = host
+def test_a_wrong_split_is_found_with_a_packet(
+    host: tuple[Dump, Split], small_host: tuple[Dump, Split], fault: str
+) -> None:
+    dump, result = host if "exchanged" in fault else small_host
     verdict = _proved(dump, FAULTS[fault](dict(result.files)))
     assert not verdict.equivalent
     found = verdict.counterexamples[0]
