@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ ARROWS = {
     "rulesets": {"errors", "spec"},
     "policy": {"errors", "spec", "kernel"},
     "host": {"errors", "spec", "kernel", "policy", "rulesets"},
-    "bench": {"errors", "spec", "kernel", "policy", "rulesets", "host"},
+    "bench": {"errors", "spec", "kernel", "policy", "rulesets", "host", "serve"},
     "serve": {"errors", "spec", "kernel", "policy", "rulesets", "host"},
     "cni": {"errors", "spec", "kernel", "policy", "rulesets", "host", "serve"},
     "cli": {"errors", "spec", "kernel", "policy", "rulesets", "host", "bench", "serve"},
@@ -39,9 +40,14 @@ def room(path: Path) -> str:
     return path.relative_to(SOURCE).parts[0].removesuffix(".py")
 
 
+@functools.cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imports(path: Path) -> Iterator[tuple[int, str]]:
     """(line, dotted name) of everything that a module imports, also inside functions."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -72,7 +78,7 @@ def test_the_analyst_touches_neither_kernel_nor_files() -> None:
         if room(path) != "rulesets":
             continue
         wrong += [f"{path.name}:{line} {name}" for line, name in imports(path) if name.split(".")[0] in PURE]
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree(path)):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "open":
                 wrong.append(f"{path.name}:{node.lineno} opens a file")
     assert not wrong, "\n".join(wrong)
@@ -84,7 +90,7 @@ def test_modules_and_functions_stay_small() -> None:
         text = path.read_text(encoding="utf-8")
         if (lines := text.count("\n")) > HARD_CAP:
             wrong.append(f"{path.relative_to(SOURCE)} has {lines} lines")
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(tree(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 assert node.end_lineno is not None
                 if (length := node.end_lineno - node.lineno + 1) > SCREEN:
@@ -95,7 +101,7 @@ def test_modules_and_functions_stay_small() -> None:
 def test_no_error_is_swallowed_and_nothing_is_left_to_do() -> None:
     wrong = []
     for path in modules():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree(path)):
             if isinstance(node, ast.ExceptHandler) and all(isinstance(each, ast.Pass) for each in node.body):
                 wrong.append(f"{path.relative_to(SOURCE)}:{node.lineno} swallows an error")
             if isinstance(node, ast.Name) and node.id == "NotImplementedError":
@@ -104,5 +110,5 @@ def test_no_error_is_swallowed_and_nothing_is_left_to_do() -> None:
 
 
 def test_every_module_says_what_it_is_for() -> None:
-    silent = [path for path in modules() if ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) is None]
+    silent = [path for path in modules() if ast.get_docstring(tree(path)) is None]
     assert not silent
