@@ -19,6 +19,7 @@ from netslot.kernel import fib, steady, tun
 from netslot.kernel import rtnetlink as rt
 from netslot.kernel.netlink import Message, Request, Socket
 from netslot.kernel.sysctl import Sysctls
+from netslot.spec.model import ClassSpec, HostSpec
 
 T = TypeVar("T", rt.AddressRecord, rt.RouteRecord, rt.NeighbourRecord)
 
@@ -99,14 +100,19 @@ def _quiet(plan: SlotPlan, index: int) -> list[Request]:
     return [rt.set_link(index, quiet_ipv6=True)] if plan.ipv6 else []
 
 
-def slot_side(plan: SlotPlan) -> list[Request]:
-    """Configure the slot's own links and bring them up; may be repeated."""
+def slot_side(plan: SlotPlan, *, born: bool = False) -> list[Request]:
+    """Configure the slot's own links and bring them up; may be repeated.
+
+    ``born`` leaves out what :func:`make_uplink` has just given the uplink: the kernel tells everybody of a MAC again
+    even if it is the one that the link has.
+    """
     values = plan.values
-    mtu = plan.of.attachment.mtu
+    mtu = None if born else plan.of.attachment.mtu
+    mac = None if born else values["uplink_mac"]
     requests = [
         rt.set_link(LOOPBACK, up=True, alias=plan.tag),
         *_quiet(plan, UPLINK),
-        rt.set_link(UPLINK, up=True, mac=values["uplink_mac"], mtu=mtu, ipv4=_FORWARD),
+        rt.set_link(UPLINK, up=True, mac=mac, mtu=mtu, ipv4=_FORWARD),
     ]
     for root, own in plan.link_pairs():
         requests += [
@@ -114,19 +120,23 @@ def slot_side(plan: SlotPlan) -> list[Request]:
             rt.add_neighbour(UPLINK, root.ip, values["root_mac"]),
             rt.add_route(any_network(root.ip), index=UPLINK, gateway=root.ip),
         ]
-    if plan.guest_if is None:
-        return requests
-    gateway_mac = plan.of.attachment.gateway_mac
-    requests += [
-        *_quiet(plan, GUEST),
-        rt.set_link(GUEST, up=True, mac=gateway_mac, mtu=mtu, ipv4=_FORWARD),
+    return [*requests, *_guest_side(plan.spec, plan.of)]
+
+
+@functools.lru_cache(maxsize=64)
+def _guest_side(spec: HostSpec, of: ClassSpec) -> tuple[Request, ...]:
+    """The slot's own end of the link to its workload: the same in every slot of a class."""
+    any_slot = SlotPlan(spec, of, 1, "")
+    if any_slot.guest_if is None:
+        return ()
+    attachment = of.attachment
+    requests = [
+        *_quiet(any_slot, GUEST),
+        rt.set_link(GUEST, up=True, mac=attachment.gateway_mac, mtu=attachment.mtu, ipv4=_FORWARD),
     ]
-    for gateway, guest in zip(plan.gateways, plan.guest_addresses, strict=True):
-        requests += [
-            rt.add_address(GUEST, gateway),
-            rt.add_neighbour(GUEST, guest.ip, plan.of.attachment.guest_mac),
-        ]
-    return requests
+    for gateway, guest in zip(any_slot.gateways, any_slot.guest_addresses, strict=True):
+        requests += [rt.add_address(GUEST, gateway), rt.add_neighbour(GUEST, guest.ip, attachment.guest_mac)]
+    return tuple(requests)
 
 
 def inner_side(plan: SlotPlan) -> list[Request]:
@@ -146,17 +156,21 @@ def inner_side(plan: SlotPlan) -> list[Request]:
     return requests
 
 
-def root_side(plan: SlotPlan, index: int) -> list[Request]:
-    """Configure root's end of the link (``index``) and bring it up; may be repeated."""
+def root_side(plan: SlotPlan, index: int, *, born: bool = False) -> list[Request]:
+    """Configure root's end of the link (``index``) and bring it up; may be repeated.
+
+    ``born`` as in :func:`slot_side`. Each message about a link of root's that the kernel makes costs a walk of the
+    namespaces that root knows by number (peernet2id() in net/core/net_namespace.c).
+    """
     values = plan.values
     requests: list[Request] = [
         *_quiet(plan, index),
         rt.set_link(
             index,
             up=True,
-            mac=values["root_mac"],
-            mtu=plan.of.attachment.mtu,
-            group=ROOT_GROUP,
+            mac=None if born else values["root_mac"],
+            mtu=None if born else plan.of.attachment.mtu,
+            group=None if born else ROOT_GROUP,
             alias=plan.tag,
             ipv4=_FORWARD,
         ),

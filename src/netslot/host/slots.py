@@ -97,7 +97,7 @@ class Workshop:
             try:
                 with netns.entered(slot_fd):
                     self._furnish(plan, template, inner_fd)
-                self.open_root_side(plan)
+                self.open_root_side(plan, born=True)
                 if inner_fd is not None:
                     with netns.entered(inner_fd), Socket() as inner:
                         inner.execute(links.inner_side(plan))
@@ -118,18 +118,18 @@ class Workshop:
             for die in template.rules:
                 die.stamp(plan.values)
             self._lap("rules")
-            slot.execute(links.slot_side(plan))
+            slot.execute(links.slot_side(plan, born=True))
             self._lap("addresses")
         if template.others:
             for die in template.others:
                 die.stamp(plan.values)
             self._lap("other policies")
 
-    def open_root_side(self, plan: SlotPlan) -> None:
-        """Configure root's end of the link and bring it up."""
+    def open_root_side(self, plan: SlotPlan, *, born: bool = False) -> None:
+        """Configure root's end of the link and bring it up; ``born`` when it was just made."""
         index = rt.link_index(self._ioctl, plan.root_if)
         links.quiet_root_side(plan, self.sysctls)
-        self.root.execute(links.root_side(plan, index))
+        self.root.execute(links.root_side(plan, index, born=born))
         self._lap("root side")
 
     def _lap(self, phase: str) -> None:
