@@ -123,10 +123,10 @@ class Floor:
             tap_user=attachment.user,
             tap_group=attachment.group,
             tables=tables,
-            slot_side=_bytes([rt.settle_link(GUEST), *links.slot_side(plan)]),
+            slot_side=_bytes([rt.settle_link(GUEST), *links.slot_side(plan, born=True)]),
             root_name=struct.pack("16si20x", plan.root_if.encode(), 0),
             root_sysctl=f"sys/net/ipv6/conf/{plan.root_if}/disable_ipv6".encode(),
-            root_side=_bytes(links.root_side(plan, _ANY_INDEX)),
+            root_side=_bytes(links.root_side(plan, _ANY_INDEX, born=True)),
         )
 
     def build(self, slot: Prepared) -> None:
