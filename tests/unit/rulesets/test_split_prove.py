@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 
 import pytest
@@ -24,9 +25,16 @@ def _proved(dump: Dump, files: Files) -> Verdict:
     return prove(dump, survey(dump, tenants), read(files), enough=1)
 
 
+def _synthetic(tenants: int) -> Dump:
+    """A synthetic host with ten of each sixty common rules that differ in one number only, to be quicker."""
+    text = make_host(tenants, classes=3).text
+    many = re.compile(r"--dport 200[1-5]\d |-d 192\.0\.2\.[1-5]\d/32 ")
+    return parse("\n".join(line for line in text.splitlines() if not many.search(line)) + "\n")
+
+
 @pytest.fixture(scope="module")
 def host() -> tuple[Dump, Split]:
-    dump = parse(make_host(6, classes=3).text)
+    dump = _synthetic(6)
     return dump, split(dump, attribute(dump).tenants)
 
 
@@ -40,7 +48,7 @@ def test_the_synthetic_host_splits_and_is_proved(host: tuple[Dump, Split]) -> No
 
 
 def test_root_rules_do_not_grow_with_tenants(host: tuple[Dump, Split]) -> None:
-    dump = parse(make_host(30).text)
+    dump = _synthetic(30)
     more = split(dump, attribute(dump).tenants)
     assert more.report["root_rules_after"] == host[1].report["root_rules_after"]
     assert more.report["slot_rules_max"] == host[1].report["slot_rules_max"]
