@@ -62,9 +62,12 @@ def _apart(measure: Callable[[], dict[str, float]]) -> dict[str, float]:
     with tempfile.TemporaryFile("w+", encoding="ascii") as file:
         child = os.fork()
         if child == 0:
-            json.dump(measure(), file)
-            file.flush()
-            os._exit(0)
+            try:
+                json.dump(measure(), file)
+                file.flush()
+                os._exit(0)
+            finally:
+                os._exit(1)
         if os.waitpid(child, 0)[1]:
             raise NetslotError("a client failed")
         file.seek(0)

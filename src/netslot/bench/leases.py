@@ -127,8 +127,9 @@ def measure_acquire(count: int, samples: int, say: Say = lambda _: None) -> dict
         say("over the socket")
         with clients.daemon(host.engine.state_dir) as path:
             result["socket"] = clients.one_by_one(path, min(samples, few - 1))
-            result["socket_100_paced"] = clients.many(path, 100, rounds=5, spread=1.0)
-            result["socket_100_at_once"] = clients.many(path, min(100, few - 1), rounds=5, spread=0.0)
+            together = min(100, count // 2)
+            result["socket_100_paced"] = clients.many(path, together, rounds=5, spread=1.0)
+            result["socket_100_at_once"] = clients.many(path, together, rounds=5, spread=0.0)
     return result
 
 
@@ -227,6 +228,7 @@ _SEEDS = {
     "a chain's policy": "nft add chain inet slot forward '{ policy accept; }'",
     "a route": "ip route add 198.51.100.0/24 dev up0",
     "an address": "ip address add 198.51.100.1/32 dev up0",
+    "a link that is down": "ip link set tap0 down",
     "a link's flag": "ip link set tap0 promisc on",
     "a sysctl": "sysctl -qw net.ipv4.conf.up0.rp_filter=2",
 }
