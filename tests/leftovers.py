@@ -27,7 +27,7 @@ _PATIENCE = 3.0
 def private_run() -> None:
     """Give this process a ``/run`` of its own; skip what needs namespaces where none may be made."""
     if needs_user_namespace():
-        pytest.skip("needs CAP_SYS_ADMIN and CAP_NET_ADMIN: run as root, or below `unshare -Urnm --map-root-user`")
+        pytest.skip("needs CAP_SYS_ADMIN and CAP_NET_ADMIN: run as root, or `unshare -Urnmpf --mount-proc make test`")
     try:
         sys.unshare(sys.CLONE_NEWNS)
         sys.mount("none", "/", "", sys.MS_REC | sys.MS_PRIVATE)

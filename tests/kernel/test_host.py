@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +33,8 @@ def heard(name: str, *, without_links: bool = False) -> Iterator[list[Message]]:
     """What the kernel says about changes to a namespace's links, addresses, routes, neighbours and nft rules."""
     fd = netns.open_named(name)
     messages: list[Message] = []
+    if not without_links:
+        wait_until_settled(name)
     route, rules = netns.run_in(fd, Socket, NETLINK_ROUTE), netns.run_in(fd, Socket, NETLINK_NETFILTER)
     os.close(fd)
     with route, rules:
@@ -41,6 +45,17 @@ def heard(name: str, *, without_links: bool = False) -> Iterator[list[Message]]:
         for source in (route, rules):
             while found := source.receive(0.01):
                 messages += found
+
+
+def wait_until_settled(name: str) -> None:
+    """The kernel notices carriers up to a second later, and says so then."""
+    deadline = time.monotonic() + 3
+    while time.monotonic() < deadline:
+        links = json.loads(subprocess.run(["ip", "-n", name, "-j", "link"], capture_output=True, check=True).stdout)
+        if all((link["operstate"] == "DOWN") == ("LOWER_UP" not in link["flags"]) for link in links):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"links in {name} do not settle: {links}")
 
 
 def inside(slot: int, command: str) -> str:

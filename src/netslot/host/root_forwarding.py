@@ -25,6 +25,8 @@ def current(spec: HostSpec, known: str | None = None) -> str:
         for name in _names(spec):
             saved.setdefault(name, sysctls.read(name))
     except KernelError as error:
+        if error.errno != errno.ENOENT:
+            raise
         hint = "ip link shows them"
         raise SpecError(f"the root namespace has no link {spec.uplink!r}", key="uplink", hint=hint) from error
     finally:
