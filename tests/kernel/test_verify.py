@@ -64,6 +64,8 @@ CHANGES = {
     "element added": ("ipset add allow 203.0.113.0/24", r"element 203\.0\.113\.0/24 added"),
     "element gone": ("ipset del allow 198.51.100.0/24", r"element 198\.51\.100\.0/24 missing"),
     "another set": ("ipset create strange hash:ip", "strange"),
+    "promiscuous link": ("ip link set tap0 promisc on", "flags are 0x100, not 0x0"),
+    "link without ARP": ("ip link set up0 arp off", "flags are 0x80, not 0x0"),
     "address added": ("ip addr add 10.201.9.9/31 dev up0", r"address 10\.201\.9\.9/31 not the slot's"),
     "address gone": ("ip addr del 172.16.0.1/30 dev tap0", r"address 172\.16\.0\.1/30 missing"),
     "route added": ("ip route add 203.0.113.0/24 via {root_address}", r"203\.0\.113\.0/24 via"),

@@ -467,6 +467,8 @@ def _changed(field: str, expected: object, actual: object) -> str:
         return f"{_SETTINGS[field]} changed: number {numbers} of the kernel's devconf"
     if field == "up":
         return "down" if expected else "up"
+    if field == "flags":
+        return f"flags are {actual:#x}, not {expected:#x} (0x80 noarp, 0x100 promisc, 0x200 allmulti)"
     return f"{field} is {actual}, not {expected}"
 
 

@@ -46,6 +46,9 @@ RTM_GETRULE = 34
 RTNLGRP_LINK = 1
 
 IFF_UP = 1
+IFF_SET = 0x80 | 0x100 | 0x200
+"""IFF_NOARP, IFF_PROMISC, IFF_ALLMULTI: what somebody may set on a link beside IFF_UP. The kernel reports the last
+two as they were set by such a request, not as packet sockets want them (dev_get_flags() in net/core/dev.c)."""
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU = 1, 3, 4
 IFLA_LINKINFO, IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD = 18, 20, 26, 27, 28
@@ -152,7 +155,7 @@ def set_link(
     ipv4: Mapping[int, int] | None = None,
     quiet_ipv6: bool = False,
 ) -> Request:
-    """Change a link.
+    """Change a link. ``up`` also takes back the other flags that somebody may have set (IFF_SET).
 
     ``ipv4`` holds per-device settings by IPV4_DEVCONF_* number: what ``net.ipv4.conf.DEV.*`` sets, without a
     look-up in /proc/sys. ``quiet_ipv6`` gives the link no link-local address when it comes up
@@ -175,7 +178,7 @@ def set_link(
         families.append(nested(socket.AF_INET6, attr_u8(IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE)))
     if families:
         attrs.append(nested(IFLA_AF_SPEC, *families))
-    flags, change = (0, 0) if up is None else (IFF_UP if up else 0, IFF_UP)
+    flags, change = (0, 0) if up is None else (IFF_UP if up else 0, IFF_UP | IFF_SET)
     payload = _IFINFO.pack(0, 0, index, flags, change) + b"".join(attrs)
     return Request(RTM_SETLINK, 0, payload, f"change link {index}")
 
@@ -307,6 +310,8 @@ class Link(NamedTuple):
     ifindex: int
     name: str
     up: bool
+    flags: int
+    """Those of IFF_SET."""
     carrier: bool
     mac: str
     mtu: int
@@ -339,6 +344,7 @@ def _parse_link(payload: bytes) -> Link:
         ifindex=index,
         name=_text(attrs.get(IFLA_IFNAME, b"")),
         up=bool(flags & IFF_UP),
+        flags=flags & IFF_SET,
         carrier=attrs.get(IFLA_CARRIER) == b"\1",
         mac=attrs.get(IFLA_ADDRESS, b"").hex(":"),
         mtu=_u32(attrs.get(IFLA_MTU)),
