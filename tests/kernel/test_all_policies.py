@@ -12,6 +12,7 @@ import pytest
 import lab
 from netslot.host.host import Host
 from netslot.kernel import cgroupfs
+from netslot.serve import metrics
 
 PARENT = f"netslot-test-{os.getpid()}"
 PREFIX = f"ap{os.getpid() % 100000}x"
@@ -126,6 +127,21 @@ def test_verify_finds_any_change_in_any_policy_and_repairs_it(host: tuple[Host, 
         assert all("slot 2" in str(drift) for drift in found), found
         made.verify(repair=True)
         assert made.verify().drift == [], name
+
+
+def test_what_a_slot_uses_is_shown_and_counted(host: tuple[Host, lab.Net]) -> None:
+    made, _ = host
+    process = made.start(1, ["sleep", "30"])
+    try:
+        shown = made.show(1)["usage"]
+        plan = made.engine.plan(1, made.slot(1).class_name)
+        lines = metrics.usage(plan).decode().splitlines()
+    finally:
+        process.kill()
+        process.wait()
+    assert shown["processes"] == 1
+    assert 'netslot_slot_processes{slot="1"} 1' in lines
+    assert any(line.startswith('netslot_slot_cpu_seconds_total{slot="1"}') for line in lines)
 
 
 def test_a_lease_binds_all_of_them_and_recycling_undoes_it(host: tuple[Host, lab.Net]) -> None:

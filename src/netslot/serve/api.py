@@ -272,7 +272,9 @@ class Api:
             if record is None:
                 raise MissingError(f"there is no slot {number}")
             plan = self._engine.plan(record.slot, record.class_name)
-            text += await asyncio.to_thread(lambda: self._engine.run(lambda _: figures.traffic(plan)))
+            text += await asyncio.to_thread(
+                lambda: self._engine.run(lambda _: figures.traffic(plan) + figures.usage(plan))
+            )
         return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
     async def openapi(self, _: web.Request) -> web.Response:

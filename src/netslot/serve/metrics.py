@@ -13,6 +13,7 @@ from netslot.host import slots
 from netslot.host.engine import Engine
 from netslot.host.ledger import STATES
 from netslot.host.plan import SlotPlan
+from netslot.kernel import cgroupfs
 
 _FAST = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.1, 1.0)
 _SLOW = (0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0)
@@ -74,3 +75,17 @@ def traffic(plan: SlotPlan) -> bytes:
     return (
         "\n".join(part for head, body in zip(typed, by_name, strict=True) for part in (head, *body)) + "\n"
     ).encode()
+
+
+def usage(plan: SlotPlan) -> bytes:
+    """What the slot's cgroup uses and waits for, in the same form; nothing for a slot without one."""
+    path = plan.values.get("cgroup")
+    if path is None:
+        return b""
+    lines = []
+    for name, value in cgroupfs.usage(path)._asdict().items():
+        if value is not None:
+            kind = "counter" if name == "cpu_seconds" else "gauge"
+            metric = f"netslot_slot_{name}" + ("_total" if kind == "counter" else "")
+            lines += [f"# TYPE {metric} {kind}", f'{metric}{{slot="{plan.number}"}} {value}']
+    return ("\n".join(lines) + "\n").encode()
