@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -153,24 +152,30 @@ class Engine:
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Keep other processes from building or removing slots of this host meanwhile (flock(2))."""
-        path = self.state_dir / "lock"
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise NetslotError(f"cannot open {path}: {error.strerror}") from error
+        """Keep other processes from building or removing slots of this host meanwhile."""
+        busy = NetslotError("another netslot is building or removing slots of this host", hint="wait for it to end")
+        with self._locked("lock", busy):
+            yield
+
+    @contextlib.contextmanager
+    def _locked(self, name: str, taken: NetslotError) -> Iterator[None]:
+        """Hold a lock file of the state directory, which goes with the process (flock(2)), or raise ``taken``."""
+        fd = self._open_lock(name)
         try:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno != errno.EWOULDBLOCK:
-                    raise
-                raise NetslotError(
-                    "another netslot is building or removing slots of this host", hint="wait for it to end"
-                ) from error
+            except BlockingIOError as error:
+                raise taken from error
             yield
         finally:
             os.close(fd)
+
+    def _open_lock(self, name: str) -> int:
+        path = self.state_dir / name
+        try:
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise NetslotError(f"cannot open {path}: {error.strerror}") from error
 
     @contextlib.contextmanager
     def holding(self, number: int) -> Iterator[None]:
@@ -180,11 +185,7 @@ class Engine:
         Only for the worker thread, which holds one at a time.
         """
         if self._slot_locks < 0:
-            path = self.state_dir / "slots.lock"
-            try:
-                self._slot_locks = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            except OSError as error:
-                raise NetslotError(f"cannot open {path}: {error.strerror}") from error
+            self._slot_locks = self._open_lock("slots.lock")
         fcntl.fcntl(self._slot_locks, fcntl.F_OFD_SETLKW, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, number, 1, 0))
         try:
             yield
@@ -194,21 +195,9 @@ class Engine:
     @contextlib.contextmanager
     def serving(self) -> Iterator[None]:
         """Be the host's one daemon meanwhile, or at least keep any from starting. RefusedError when one runs."""
-        path = self.state_dir / "daemon.lock"
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise NetslotError(f"cannot open {path}: {error.strerror}") from error
-        try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RefusedError(
-                    "the daemon of this host is running", hint="stop it first (systemctl stop netslot)"
-                ) from error
+        running = RefusedError("the daemon of this host is running", hint="stop it first (systemctl stop netslot)")
+        with self._locked("daemon.lock", running):
             yield
-        finally:
-            os.close(fd)
 
     # --- the spec ------------------------------------------------------------------------------------
 
