@@ -14,7 +14,7 @@ from netslot.errors import UsageError
 from netslot.rulesets.attribute import attribute
 from netslot.rulesets.model import Family
 from netslot.rulesets.proof.journey import Attachment
-from netslot.rulesets.split import Split
+from netslot.rulesets.split import Method, Split
 from netslot.rulesets.split import split as split_dump
 from netslot.rulesets.values import address
 
@@ -41,6 +41,12 @@ _SHOWN = 8
     show_default=True,
     help="Who decides about packets to a tenant.",
 )
+@click.option(
+    "--method",
+    type=click.Choice(["slots", "sets"]),
+    help="Where tenants' rules go: into slots, or into rules of root's with sets. By itself slots where every tenant "
+    "has a link of its own, else sets.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Machine output on stdout.")
 @click.pass_context
 def split(
@@ -52,6 +58,7 @@ def split(
     hosts: tuple[str, ...],
     attachment: str,
     inward: Literal["slot", "root"],
+    method: Method | None,
     as_json: bool,
 ) -> None:
     """Split the rules of a host among its tenants' slots.
@@ -70,6 +77,7 @@ def split(
             attachment=cast(Attachment, attachment),
             host_addresses=host_addresses(hosts),
             inward=inward,
+            method=method,
         )
     finally:
         gc.enable()

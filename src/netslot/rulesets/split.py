@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from netslot.rulesets import targets as t
+from netslot.rulesets.ipsets import SETS, write_sets
 from netslot.rulesets.model import Dump, Family, Rule, Ruleset, Table
 from netslot.rulesets.parse import parse
 from netslot.rulesets.proof.arrangement import MANIFEST, PUBLISH, ROOT, write_published
@@ -26,6 +27,7 @@ from netslot.rulesets.proof.tagged import FiledRuleset
 from netslot.rulesets.splitting.naming import Naming, name_links
 from netslot.rulesets.splitting.plan import FATES, CannotSplit, Plan
 from netslot.rulesets.splitting.rooting import RootWriter
+from netslot.rulesets.splitting.sets import SetsWriter
 from netslot.rulesets.splitting.slots import Matches, SlotWriter
 from netslot.rulesets.tenants import Tenant
 from netslot.rulesets.write import write
@@ -35,6 +37,7 @@ UPLINK_IF = "up0"
 BEFORE: Mapping[Family, str] = {4: "before.rules", 6: "before.rules6"}
 """The rules that were split, so that ``migrate`` can tell whether the host still has them."""
 
+Method = Literal["slots", "sets"]
 ON_THE_WAY = ("PREROUTING", "FORWARD", "POSTROUTING")
 _GUEST_IF = {"tap": "tap0", "veth": "inner0", "process": ""}
 
@@ -57,40 +60,36 @@ def split(
     attachment: Attachment = "tap",
     host_addresses: Sequence[tuple[Family, int]] = (),
     inward: Literal["slot", "root"] = "slot",
+    method: Method | None = None,
 ) -> Split:
     """Split the dump among these tenants. ``host_addresses``: what the host is called, beside what rules say.
+
+    ``method``: ``slots`` moves tenants' rules into slots; ``sets`` leaves them in root, as rules that name nobody
+    with sets of addresses. By itself the first where every tenant has a link of its own, else the second.
 
     ``inward``: who decides about packets to a tenant. With ``slot`` a packet between two tenants has to be let
     pass by both slots; where one tenant's accept was enough before, only ``root`` keeps that.
     """
     places = survey(dump, tenants, host_addresses)
     plan = Plan()
-    plan.refusals += prerequisites(dump, places)
-    if plan.refusals:
-        return Split({}, _report(dump, places, plan, [], 0, 0), plan.refusals, [], places)
-    return _Splitter(dump, places, plan, attachment, inward == "root").run()
-
-
-def prerequisites(dump: Dump, places: Places) -> list[str]:
-    """What must be true of every tenant before its rules can have a slot of their own."""
+    for why in dict.fromkeys(why for _, why in places.left_out):
+        names = [name for name, reason in places.left_out if reason == why]
+        plan.notes[f"{_some(names)}: {why}, so what concerns them stays as it is (--tenants FILE says more)"] = None
     if not places.tenants:
-        return ["no tenant was found in the dump; name them with --tenants FILE"]
-    found = []
+        why = "has a link and an address of its own" if places.left_out else "was found in the dump"
+        plan.refusals.append(f"no tenant {why}; name them with --tenants FILE")
     without = [tenant.name for tenant in places.tenants if not tenant.interfaces]
-    several = [tenant.name for tenant in places.tenants if len(tenant.interfaces) > 1]
-    bare = [tenant.name for tenant in places.tenants if not tenant.addresses]
-    if without:
-        found.append(
+    if method == "slots" and without:
+        plan.refusals.append(
             f"{_some(without)}: no link of its own is known. Tenants behind one bridge reach each other past root's "
             "rules; each needs a link of its own (name it with --tenants FILE)"
         )
-    if several:
-        found.append(f"{_some(several)}: more than one link; a slot has one (say which with --tenants FILE)")
-    if bare:
-        found.append(
-            f"{_some(bare)}: no address is known, so it is not known which packets go to it (--tenants FILE)"
-        )
-    return found
+    if plan.refusals:
+        return Split({}, _report(dump, places, plan, [], 0, 0), plan.refusals, list(plan.notes), places)
+    if without and method is None:
+        plan.notes[f"{_some(without)}: no link of its own is known, so rules stay in root, with sets"] = None
+    by_sets = bool(without) or method == "sets"
+    return _Splitter(dump, places, plan, attachment, inward == "root").run(by_sets)
 
 
 def _some(names: list[str]) -> str:
@@ -113,18 +112,21 @@ class _Splitter:
         self._after = 0
         self._walk_after = 0
 
-    def run(self) -> Split:
+    def run(self, by_sets: bool) -> Split:
         first: dict[int, int] = {}
         for tenant, kind in enumerate(self._kinds):
             first.setdefault(kind, tenant)
         for family in self._filed:
-            self._one_family(family, first)
-            if family in self._places.guessed:
+            if by_sets:
+                self._with_sets(family)
+            else:
+                self._one_family(family, first)
+            if family in self._places.guessed and not by_sets:
                 note = (
                     f"no rule names an IPv{family} address of the host, and slots must know them: give --host-address"
                 )
                 self._plan.notes[note] = None
-        self._files[MANIFEST] = self._manifest(first)
+        self._files[MANIFEST] = self._manifest({} if by_sets else first)
         refused = [f"{e.table} {e.chain}: {e.rule.text}: {e.why}" for e in self._plan.of("refused")]
         refused += self._plan.refusals
         report = _report(self._dump, self._places, self._plan, self._slot_sizes, self._after, self._walk_after)
@@ -163,9 +165,19 @@ class _Splitter:
             early,
             inward_here,
         )
+        self._keep(family, root, slot_walk)
+
+    def _with_sets(self, family: Family) -> None:
+        root = SetsWriter(self._filed[family], self._places, self._plan)
+        self._keep(family, root, 0)
+        if root.sets:
+            self._files[SETS[family]] = write_sets(root.sets)
+
+    def _keep(self, family: Family, root: RootWriter | SetsWriter, slot_walk: int) -> None:
+        """The files of root, and what they come to."""
         text = root.write()
         self._files[ROOT[family]] = text
-        self._files[BEFORE[family]] = write(filed.ruleset)
+        self._files[BEFORE[family]] = write(self._filed[family].ruleset)
         self._after += sum(line.startswith("-A") for line in text.splitlines())
         if root.published:
             published = write_published(root.published, family, root.published_first)
@@ -213,14 +225,15 @@ class _Splitter:
             }
             for kind in first
         }
-        grouped = not self._naming.stem or any(
-            "--src-group" in text or "--dst-group" in text for text in self._files.values()
+        grouped = bool(first) and (
+            not self._naming.stem
+            or any("--src-group" in text or "--dst-group" in text for text in self._files.values())
         )
         tenants = [
             {
                 "name": tenant.name,
-                "class": f"class{self._kinds[index]}",
-                "link": tenant.interfaces[0],
+                "class": f"class{self._kinds[index]}" if first else None,
+                "link": self._places.link(index),
                 "group": self._naming.group(self._kinds[index]) if grouped else 0,
                 "netns": tenant.netns,
                 "variables": self._naming.variables(index),

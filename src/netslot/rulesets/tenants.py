@@ -2,7 +2,8 @@
 
 A tenants file is JSON or TOML. JSON: a list of objects; TOML: ``[[tenant]]`` tables. Keys: ``name`` (required),
 ``interfaces``, ``addresses`` (``A`` or ``A/len``, IPv4 and IPv6), ``macs``, ``netns`` (the name of the network
-namespace that the tenant already lives in, for ``migrate``). At least one interface, address or mac.
+namespace that the tenant already lives in, for ``migrate``). At least one interface, address or mac. Tenants with
+addresses may share an interface: the bridge that they are behind.
 
     [[tenant]]
     name = "alice"
@@ -58,7 +59,8 @@ def parse_tenants(text: str, *, file: str | None = None) -> tuple[Tenant, ...]:
         raise SpecError("there is no tenant in it", file=file, hint="expected a JSON list or [[tenant]] tables")
     owners: dict[str, int] = {}
     for number, tenant in enumerate(tenants, 1):
-        for identifier in {tenant.name, *tenant.interfaces, *tenant.macs, *map(str, tenant.addresses)}:
+        shared = () if tenant.addresses else tenant.interfaces  # tenants of one bridge are told apart by address
+        for identifier in {tenant.name, *shared, *tenant.macs, *map(str, tenant.addresses)}:
             first = owners.setdefault(identifier, number)
             if first != number:
                 raise SpecError(

@@ -14,6 +14,7 @@ from typing import Any
 from netslot.errors import SpecError
 from netslot.rulesets import matches as m
 from netslot.rulesets import targets as t
+from netslot.rulesets.ipsets import SETS, expanded, read_sets
 from netslot.rulesets.model import Chain, Family, Rule, Ruleset, Table
 from netslot.rulesets.parse import parse
 from netslot.rulesets.proof.journey import Attachment
@@ -43,6 +44,10 @@ class Member:
     group: int
     netns: str
     variables: Mapping[str, str]
+
+
+NO_SLOT = Member("", "", "", 0, "", {})
+"""Stands for a tenant that has no slot: its rules are in root."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ def read(files: Mapping[str, str]) -> Arrangement:
         for family, key in ((4, "ipv4"), (6, "ipv6")):
             if entry.get(key):
                 templates[name][4 if family == 4 else 6] = _file(files, entry[key])
-    members = tuple(_member(entry, templates) for entry in manifest["tenants"])
+    members = tuple(_member(entry, templates) for entry in manifest["tenants"] if entry.get("class") is not None)
     root: dict[Family, Ruleset] = {}
     count = 0
     for family, name in ROOT.items():
@@ -84,6 +89,9 @@ def read(files: Mapping[str, str]) -> Arrangement:
             continue
         ruleset = parse(files[name], file=name, family=family).rulesets[0]
         count += ruleset.rule_count()
+        sets = files.get(SETS[family])
+        if sets is not None:
+            ruleset = expanded(ruleset, read_sets(sets, family, SETS[family]), name)
         published = files.get(PUBLISH[family])
         if published is not None:
             rules, first, statements = read_published(published, family, PUBLISH[family])

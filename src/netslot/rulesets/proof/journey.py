@@ -60,11 +60,11 @@ class Slot:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two arrangements. ``slot_of`` is None before the split."""
+    """One of the two arrangements. ``slot_of`` is None before the split, and for a tenant that has no slot."""
 
     root: FiledRuleset
     places: Places
-    slot_of: Callable[[int], Slot] | None = None
+    slot_of: Callable[[int], Slot | None] | None = None
     choose: Chooser | None = None
 
 
@@ -74,13 +74,17 @@ NumberSource = Callable[[str, int, Number], Number]
 
 @dataclass(slots=True)
 class Result:
-    """What came of it. ``translations``: what was asked of NAT, and when. ``exit`` only for concrete packets."""
+    """What came of it. ``translations``: what was asked of NAT, and when. ``exit`` only for concrete packets.
+
+    ``connection_marks``: what each namespace remembers, by place.
+    """
 
     ledger: Ledger
     flow: Flow
     translations: dict[str, Truth] = field(default_factory=dict)
     routed_mark: Number = 0
     exit: str | None = None
+    connection_marks: dict[str, Number] = field(default_factory=dict)
 
 
 class Journey:
@@ -91,46 +95,51 @@ class Journey:
         self._way = way
         self._number = number
         self._ledger = Ledger(trace=[] if trace else None)
+        self._connection_marks: dict[str, Number] = {}
 
     def travel(self, flow: Flow) -> Result:
         """The whole way. ``flow`` is used up."""
         places, way = self._side.places, self._way
-        result = Result(self._ledger, flow)
+        result = Result(self._ledger, flow, connection_marks=self._connection_marks)
         sender = places.link_owner.get(way.entry, NOBODY)
-        slotted = self._side.slot_of is not None
         flow.frame = f"from {way.entry}"
-        if slotted and sender != NOBODY:
+        slot = self._slot_of(sender)
+        if slot is not None:
             if self._turns_round(flow, sender):
-                self._slot(flow, sender, outward=True, back=True)
+                self._slot(flow, slot, outward=True, back=True)
                 result.exit = way.entry if isinstance(flow.dst, int) else None
                 return result
-            self._slot(flow, sender, outward=True)
+            self._slot(flow, slot, outward=True)
             flow.frame = f"from slot {way.entry}"
         flow.mark, flow.tracked, flow.place = 0, True, "root"
         self._root(flow, result)
+        self._connection_marks["root"] = flow.ctmark
         receiver = way.receiver
         if result.exit is not None:
             receiver = places.link_owner.get(result.exit, NOBODY)
-        if slotted and receiver != NOBODY and self._ledger.alive is not False:
+        slot = self._slot_of(receiver)
+        if slot is not None and self._ledger.alive is not False:
             inner = flow.copy()
             inner.frame, inner.mark, inner.tracked = f"into {receiver}", 0, True
-            self._slot(inner, receiver, outward=False)
+            self._slot(inner, slot, outward=False)
         return result
+
+    def _slot_of(self, tenant: int) -> Slot | None:
+        return None if self._side.slot_of is None or tenant == NOBODY else self._side.slot_of(tenant)
 
     def first_step(self, flow: Flow) -> Ledger:
         """Only what comes before address translation, in the slot or else in root: where spoofing is stopped."""
         sender = self._side.places.link_owner.get(self._way.entry, NOBODY)
         flow.frame, flow.iif = f"from {self._way.entry}", self._way.entry
-        if self._side.slot_of is not None and sender != NOBODY:
-            slot = self._side.slot_of(sender)
-            if slot.filed is not None:
-                process = slot.attachment == "process"
-                flow.place = f"slot:{slot.name}"
-                flow.iif, flow.oif = ("", slot.uplink_if) if process else (slot.guest_if, "")
-                walk = Walker(slot.filed, self._side.places, self._ledger)
-                for table in ("raw", "mangle"):
-                    walk.hook(table, "OUTPUT" if process else "PREROUTING", flow, {})
-                flow.iif, flow.oif, flow.mark, flow.place = self._way.entry, "", 0, "root"
+        slot = self._slot_of(sender)
+        if slot is not None and slot.filed is not None:
+            process = slot.attachment == "process"
+            flow.place = f"slot:{slot.name}"
+            flow.iif, flow.oif = ("", slot.uplink_if) if process else (slot.guest_if, "")
+            walk = Walker(slot.filed, self._side.places, self._ledger)
+            for table in ("raw", "mangle"):
+                walk.hook(table, "OUTPUT" if process else "PREROUTING", flow, {})
+            flow.iif, flow.oif, flow.mark, flow.place = self._way.entry, "", 0, "root"
         walk = Walker(self._side.root, self._side.places, self._ledger)
         for table in ("raw", "mangle"):
             walk.hook(table, "PREROUTING", flow, self._roles(flow, routed=False))
@@ -150,10 +159,10 @@ class Journey:
         if way.entry:
             self._early(walk, flow, result, hook)
             receiver, local = self._route(flow)
-            flow.oif = "" if local else (places.link(receiver) if receiver != NOBODY else way.exit)
+            flow.oif = "" if local else self._exit(receiver)
         else:
             receiver, local = self._route(flow)
-            flow.oif = "lo" if local else (places.link(receiver) if receiver != NOBODY else way.exit)
+            flow.oif = "lo" if local else self._exit(receiver)
             self._early(walk, flow, result, hook)
             receiver, local = self._route(flow)
         result.routed_mark = flow.mark
@@ -170,6 +179,9 @@ class Journey:
             return
         walk.hook("mangle", "POSTROUTING", self._leaving(flow), self._roles(flow, routed=True))
         self._translate(walk, "POSTROUTING", self._leaving(flow), result, "src")
+
+    def _exit(self, receiver: int) -> str:
+        return (self._side.places.link(receiver) if receiver != NOBODY else "") or self._way.exit
 
     def _leaving(self, flow: Flow) -> Flow:
         """At POSTROUTING rules cannot ask for the input interface."""
@@ -248,10 +260,8 @@ class Journey:
             port = to.ports[0] if to.ports[0] == to.ports[1] else self._number(f"{name} port", 16, to.ports[0])
         return name, address, port
 
-    def _slot(self, flow: Flow, tenant: int, outward: bool, back: bool = False) -> None:
+    def _slot(self, flow: Flow, slot: Slot, outward: bool, back: bool = False) -> None:
         """The hooks of one tenant's slot, on the way out of it or into it."""
-        assert self._side.slot_of is not None
-        slot = self._side.slot_of(tenant)
         kept = (flow.iif, flow.oif, flow.ctmark)
         flow.place = f"slot:{slot.name}"
         flow.ctmark = self._number(f"connection mark in {flow.place}", 32, 0)
@@ -267,6 +277,7 @@ class Journey:
                 self._slot_hooks(walk, flow, slot.uplink_if, exit_, "INPUT" if process else "FORWARD")
         elif not process:
             flow.ttl = flow.ttl - 1
+        self._connection_marks[flow.place] = flow.ctmark
         flow.iif, flow.oif, flow.ctmark = kept
 
     def _slot_hooks(self, walk: Walker, flow: Flow, iif: str, oif: str, middle: str) -> None:

@@ -6,11 +6,13 @@ assumption has its sentence in ``Places.assumptions`` for the reader of a proof.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from netslot.rulesets import matches as m
+from netslot.rulesets import targets as t
 from netslot.rulesets.model import Dump, Family, Rule
 from netslot.rulesets.proof.terms import Number, Truth, any_of, both, masked_equal, negate
 from netslot.rulesets.tenants import Tenant, TenantAddress
@@ -26,7 +28,12 @@ _UNKNOWN_HOST: Mapping[Family, int] = {4: 0xC6120001, 6: 0x20010002 << 96 | 1}
 
 @dataclass(frozen=True)
 class Places:
-    """``gateways[family][tenant]``: the host's addresses on that tenant's link; ``hosts``: its other ones."""
+    """``gateways[family][tenant]``: the host's addresses on that tenant's link; ``hosts``: its other ones.
+
+    A tenant has one link of its own, or none: then it may be behind any interface, together with others.
+    ``left_out``: those who can't be told apart by the rules, and why; their rules are the host's own.
+    ``uplinks``: interfaces by which rules let tenants' packets out: no tenant is behind them.
+    """
 
     tenants: tuple[Tenant, ...]
     gateways: Mapping[Family, tuple[tuple[int, ...], ...]]
@@ -34,6 +41,8 @@ class Places:
     outside: tuple[str, ...]
     groups: Mapping[str, int]
     guessed: frozenset[Family] = frozenset()
+    left_out: tuple[tuple[str, str], ...] = ()
+    uplinks: frozenset[str] = frozenset()
 
     @cached_property
     def link_owner(self) -> dict[str, int]:
@@ -62,7 +71,18 @@ class Places:
         return NOBODY
 
     def link(self, tenant: int) -> str:
-        return self.tenants[tenant].interfaces[0]
+        """The tenant's own link, '' if it has none."""
+        return next(iter(self.tenants[tenant].interfaces), "")
+
+    @cached_property
+    def inside(self) -> tuple[str, ...]:
+        """The interfaces that rules name and that tenants without a link of their own may be behind."""
+        return tuple(name for name in self.outside if name not in self.uplinks)
+
+    @cached_property
+    def linked(self) -> bool:
+        """Whether every tenant has a link of its own."""
+        return all(tenant.interfaces for tenant in self.tenants)
 
     def addresses(self, tenant: int, family: Family) -> tuple[TenantAddress, ...]:
         return tuple(a for a in self.tenants[tenant].addresses if a.family == family)
@@ -138,17 +158,23 @@ class Places:
 
     def assumptions(self, families: Sequence[Family]) -> list[str]:
         """What a proof over these places takes for granted, in sentences."""
-        out = " or ".join(self.outside)
         said = [
-            "a packet goes out by a tenant's link exactly when its destination is that tenant's address",
-            f"what tenants send elsewhere goes out by {out}, the interfaces that the ruleset names",
             "a connection is in the same state for the slot's tracking as for root's",
             "no packet comes in under an address of the host's (the kernel drops it), ends its life on the way, or "
             "is a fragment (connection tracking puts them together)",
         ]
+        if self.linked:
+            out = " or ".join(self.outside)
+            said = [
+                "a packet goes out by a tenant's link exactly when its destination is that tenant's address",
+                f"what tenants send elsewhere goes out by {out}, the interfaces that the ruleset names",
+                *said,
+            ]
+        elif self.uplinks:
+            said.append(f"no tenant is behind {' or '.join(sorted(self.uplinks))}, by which rules let tenants out")
         for family in families:
             if family in self.guessed:
-                said.append(f"the host has IPv{family} addresses, and none of them is named by a rule")
+                said.append(f"the host has IPv{family} addresses, and none of them is in a network that a rule names")
             else:
                 texts = [address_text(a, family) for a in sorted(self._local[family])]
                 shown = ", ".join(texts[:3]) + (f" and {len(texts) - 3} more" if len(texts) > 3 else "")
@@ -156,7 +182,7 @@ class Places:
                     f"the host's own IPv{family} addresses are {shown}; gateways are on the tenant's own link"
                 )
             pools = " and ".join(network_text(*pool, family) for pool in self.pools(family))
-            if pools:
+            if pools and self.linked:
                 said.append(
                     f"addresses of {pools} that are nobody's are no source of packets from the host or outside"
                 )
@@ -208,7 +234,8 @@ def survey(dump: Dump, tenants: Sequence[Tenant], host_addresses: Sequence[tuple
 
     ``host_addresses`` are further addresses of the host that somebody knows.
     """
-    bare = Places(tuple(tenants), {}, {}, (), {})
+    tenants, left_out = _distinct(tenants)
+    bare = Places(tenants, {}, {}, (), {})
     named: dict[str, None] = {}
     gateways: dict[Family, tuple[tuple[int, ...], ...]] = {}
     hosts: dict[Family, tuple[int, ...]] = {}
@@ -237,7 +264,41 @@ def survey(dump: Dump, tenants: Sequence[Tenant], host_addresses: Sequence[tuple
         hosts[key] = tuple(common)
     links = bare.link_owner
     outside = tuple(name for name in named if name not in links and name != "lo") or ("uplink0",)
-    return Places(tuple(tenants), gateways, hosts, outside, {}, frozenset(guessed))
+    uplinks = frozenset(_uplinks(dump, bare)) - links.keys()
+    return Places(tenants, gateways, hosts, outside, {}, frozenset(guessed), left_out, uplinks)
+
+
+def _uplinks(dump: Dump, bare: Places) -> Iterator[str]:
+    """Interfaces that stand as the way out in a rule about one tenant's packets, or that hide tenants' addresses."""
+    for ruleset in dump.rulesets:
+        pool = bare.pool(ruleset.family)
+        for _, _, rule in ruleset.rules():
+            out = [x for x in rule.matches if isinstance(x, m.Interface) and x.direction == "out"]
+            source = [x for x in rule.matches if isinstance(x, m.Address) and x.side == "src" and not x.negated]
+            if not source or not out or out[0].negated or out[0].wildcard:
+                continue
+            if any(isinstance(x, m.Address) and x.side == "dst" for x in rule.matches):
+                continue
+            one = bare.owner_of(source[0].value, source[0].mask, ruleset.family) != NOBODY
+            hides = isinstance(rule.target, t.Masquerade | t.Snat) and pool is not None
+            if one or (hides and pool is not None and not (pool[0] ^ source[0].value) & source[0].mask):
+                yield out[0].name
+
+
+def _distinct(tenants: Sequence[Tenant]) -> tuple[tuple[Tenant, ...], tuple[tuple[str, str], ...]]:
+    """The tenants that have addresses and not several links; a link that several are behind is nobody's own."""
+    behind = Counter(name for tenant in tenants for name in tenant.interfaces)
+    kept: list[Tenant] = []
+    left_out: list[tuple[str, str]] = []
+    for tenant in tenants:
+        own = tuple(name for name in tenant.interfaces if behind[name] == 1)
+        if len(own) > 1:
+            left_out.append((tenant.name, "more than one link; a slot has one"))
+        elif not tenant.addresses:
+            left_out.append((tenant.name, "no address is known, so it is not known which packets go to it"))
+        else:
+            kept.append(replace(tenant, interfaces=own))
+    return tuple(kept), tuple(left_out)
 
 
 def _host_address(rule: Rule, bare: Places, family: Family, found: dict[int, set[int]]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import z3
 
 from netslot.rulesets.model import Dump, Family
-from netslot.rulesets.proof.arrangement import Arrangement
+from netslot.rulesets.proof.arrangement import NO_SLOT, Arrangement
 from netslot.rulesets.proof.flow import Flow
 from netslot.rulesets.proof.journey import Journey, Result, Side, Slot, Way
 from netslot.rulesets.proof.members import Portraits
@@ -71,6 +71,9 @@ def prove(dump: Dump, places: Places, arrangement: Arrangement, enough: int = 5)
     Stops after ``enough`` counterexamples.
     """
     verdict = Verdict(tenants=len(places.tenants))
+    verdict.notes += [
+        f"{name} has no slot, and its rules are taken as the host's: {why}" for name, why in places.left_out
+    ]
     verdict.obstacles += _mismatches(dump, places, arrangement)
     if verdict.obstacles:
         return verdict
@@ -111,8 +114,10 @@ def both_sides(dump: Dump, places: Places, arrangement: Arrangement, family: Fam
     nobody = replace(places, tenants=())
 
     @lru_cache(maxsize=256)
-    def slot_of(tenant: int) -> Slot:
+    def slot_of(tenant: int) -> Slot | None:
         member = arrangement.members[tenant]
+        if not member.kind:
+            return None
         rules = arrangement.slot_rules(member, family)
         filed = FiledRuleset(rules, nobody) if rules is not None else None
         return Slot(
@@ -128,9 +133,9 @@ def _mismatches(dump: Dump, places: Places, arrangement: Arrangement) -> list[st
     """What makes the comparison meaningless before it begins."""
     found = []
     served = {member.link for member in arrangement.members}
-    for tenant in places.tenants:
-        if len(tenant.interfaces) != 1:
-            found.append(f"tenant {tenant.name} has {len(tenant.interfaces)} links of its own; the model needs one")
+    for tenant in places.tenants if served else ():
+        if not tenant.interfaces:
+            found.append(f"tenant {tenant.name} has no link of its own, and others of the directory have slots")
         elif tenant.interfaces[0] not in served:
             found.append(f"tenant {tenant.name}: no slot of the directory is behind its link {tenant.interfaces[0]}")
     strangers = served - set(places.link_owner)
@@ -147,7 +152,8 @@ def _mismatches(dump: Dump, places: Places, arrangement: Arrangement) -> list[st
 def aligned(places: Places, arrangement: Arrangement) -> Arrangement:
     """The members in the order of the tenants: whoever sits behind a tenant's link decides, whatever it is called."""
     behind = {member.link: member for member in arrangement.members}
-    return replace(arrangement, members=tuple(behind[tenant.interfaces[0]] for tenant in places.tenants))
+    links = [next(iter(tenant.interfaces), "") for tenant in places.tenants]
+    return replace(arrangement, members=tuple(behind.get(link, NO_SLOT) for link in links))
 
 
 class _Prover:
@@ -272,7 +278,7 @@ class _Prover:
 
     def _nat_rules(self, way: Way, hook: str) -> bool:
         """Rules that translate this direction, or, for replies, the other direction of the same connection."""
-        links = {way.entry, self._places.link(way.receiver) if way.receiver != NOBODY else way.exit}
+        links = {way.entry, self._leaves_by(way)}
         if not links & set(self._places.link_owner):
             return True
         for side in self._both():
@@ -282,16 +288,15 @@ class _Prover:
                         return True
         return False
 
+    def _leaves_by(self, way: Way) -> str:
+        return (self._places.link(way.receiver) if way.receiver != NOBODY else "") or way.exit
+
     def _touches(self, item: Filed, way: Way, chain: str, hook: str) -> bool:
         """Whether a nat rule's interface conditions let it act on the connection of this way."""
         from netslot.rulesets import matches as m
         from netslot.rulesets.proof.conditions import interface_is
 
-        near = (
-            way.entry
-            if hook == "PREROUTING"
-            else (self._places.link(way.receiver) if way.receiver != NOBODY else way.exit)
-        )
+        near = way.entry if hook == "PREROUTING" else self._leaves_by(way)
         wanted = "in" if chain == "PREROUTING" else "out"
         for match in item.rule.matches:
             if isinstance(match, m.Interface) and match.direction == wanted:
@@ -306,7 +311,7 @@ class _Prover:
             limits.append(places.is_tenants(flow.src, way.source, family))
         else:
             limits.append(negate(places.is_any_tenants(flow.src, family)))
-            if way.sender == NOBODY:
+            if way.sender == NOBODY and self._places.linked:
                 limits.append(negate(places.is_spare(flow.src, family)))
         local = places.is_local(flow.src, family)
         limits.append(local if not way.entry else True if way.entry == "lo" else negate(local))

@@ -47,8 +47,14 @@ def cast(classes: Sequence[int]) -> Cast:
 
 
 def from_tenant(tenant: int, players: Cast, places: Places, spoofing: bool) -> Iterator[Way]:
-    """All ways from one tenant; with ``spoofing`` also under addresses that are not its own."""
+    """All ways from one tenant; with ``spoofing`` also under addresses that are not its own.
+
+    From a tenant without a link of its own there are none: it may be behind any interface, and ``others`` come in
+    by each of them under each address.
+    """
     link = places.link(tenant)
+    if not link:
+        return
     partners = players.partners(tenant)
     sources = [tenant, NOBODY, *partners] if spoofing else [tenant]
     for source in sources:
@@ -56,7 +62,7 @@ def from_tenant(tenant: int, players: Cast, places: Places, spoofing: bool) -> I
             yield Way(link, out, tenant, NOBODY, source)
         yield Way(link, places.outside[0], tenant, NOBODY, source, local=True)
         for receiver in [tenant, *partners]:
-            yield Way(link, places.outside[0], tenant, receiver, source)
+            yield from _to(link, tenant, receiver, source, places)
 
 
 def others(players: Cast, places: Places) -> Iterator[Way]:
@@ -69,12 +75,19 @@ def others(players: Cast, places: Places) -> Iterator[Way]:
             if entry == "lo":
                 continue
             for receiver in players.first:
-                yield Way(entry, places.outside[0], NOBODY, receiver, source)
+                yield from _to(entry, NOBODY, receiver, source, places)
             for other in [p for p in players.partners(source) if source != NOBODY and p not in players.first]:
-                yield Way(entry, places.outside[0], NOBODY, other, source)
+                yield from _to(entry, NOBODY, other, source, places)
             for out in [*places.outside, STRANGER]:
                 yield Way(entry, out, NOBODY, NOBODY, source)
     for receiver in players.first:
-        yield Way("", places.outside[0], NOBODY, receiver, NOBODY)
+        yield from _to("", NOBODY, receiver, NOBODY, places)
     for out in [*places.outside, "lo", STRANGER]:
         yield Way("", out, NOBODY, NOBODY, NOBODY, local=out == "lo")
+
+
+def _to(entry: str, sender: int, receiver: int, source: int, places: Places) -> Iterator[Way]:
+    """To one tenant: by its own link, or by any interface that it may be behind."""
+    exits = [places.outside[0]] if places.link(receiver) else [*places.inside, STRANGER]
+    for out in exits:
+        yield Way(entry, out, sender, receiver, source)

@@ -6,4 +6,6 @@ slots       the slot's own rules: root's FORWARD, as one tenant's packets meet i
 merging     rules of many tenants that say the same, as one rule that names none
 publishing  published ports as one rule with a map
 rooting     the root ruleset that remains
+gathering   rules that differ in addresses and ports only, put together without a change of verdict
+sets        the root ruleset of a host whose tenants share links: such rules as one rule and a set
 """

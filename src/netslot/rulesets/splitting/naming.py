@@ -66,7 +66,7 @@ class Naming:
 
 def name_links(places: Places) -> Naming:
     """Find what tenants' links begin with, and nothing else does."""
-    links = [tenant.interfaces[0] for tenant in places.tenants]
+    links = [places.link(tenant) for tenant in range(len(places.tenants))]
     stem = links[0] if links else ""
     for name in links:
         while not name.startswith(stem):
