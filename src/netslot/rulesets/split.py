@@ -19,7 +19,7 @@ from netslot.rulesets import targets as t
 from netslot.rulesets.ipsets import SETS, write_sets
 from netslot.rulesets.model import Dump, Family, Rule, Ruleset, Table
 from netslot.rulesets.parse import parse
-from netslot.rulesets.proof.arrangement import MANIFEST, PUBLISH, ROOT, write_published
+from netslot.rulesets.proof.arrangement import HOST, MANIFEST, PUBLISH, ROOT, with_hosts, write_published
 from netslot.rulesets.proof.journey import Attachment
 from netslot.rulesets.proof.members import Portraits
 from netslot.rulesets.proof.places import Places, survey
@@ -123,7 +123,8 @@ class _Splitter:
                 self._one_family(family, first)
             if family in self._places.guessed and not by_sets:
                 note = (
-                    f"no rule names an IPv{family} address of the host, and slots must know them: give --host-address"
+                    f"no rule names an IPv{family} address of the host, and slots must know them: templates hold "
+                    f"{HOST[family]} for them (--host-address says what they are)"
                 )
                 self._plan.notes[note] = None
         self._files[MANIFEST] = self._manifest({} if by_sets else first)
@@ -190,7 +191,11 @@ class _Splitter:
         suffix = "" if family == 4 else "6"
         names = {"guest_if": _GUEST_IF[self._attachment] or "x0", "uplink_if": UPLINK_IF}
         return [
-            render(self._files[f"class{kind}.rules{suffix}"], names | self._naming.variables(tenant), file="template")
+            render(
+                with_hosts(self._files[f"class{kind}.rules{suffix}"], self._places.hosts[family], family),
+                names | self._naming.variables(tenant),
+                file="template",
+            )
             for kind, tenant in first.items()
         ]
 

@@ -174,3 +174,16 @@ def test_a_wrong_split_is_found_with_a_packet(
     found = verdict.counterexamples[0]
     assert found.packet["src"] and found.parts
     assert found.before != found.after
+
+
+def test_a_host_whose_rules_do_not_name_it_is_asked_for_when_slots_are_made() -> None:
+    text = re.sub(r"(-A INPUT[^\n]*?) -d \S+", r"\1", make_host(6, classes=2).text)
+    dump = parse(text)
+    result = split(dump, attribute(dump).tenants)
+    assert "-A netslot-out -d ${host} -j ACCEPT" in result.files["class0.rules"]
+    assert any("${host}" in note for note in result.notes)
+    verdict = _proved(dump, result.files)
+    assert verdict.equivalent, (verdict.counterexamples, verdict.obstacles)
+    assert any("told every address of the host" in text for text in verdict.assumptions)
+    forgotten = {name: text.replace("-d ${host}", "-d 192.0.2.200") for name, text in result.files.items()}
+    assert _proved(dump, forgotten).counterexamples

@@ -45,7 +45,7 @@ def _allow_lists(number: int) -> list[str]:
         lines += [
             f"-A FORWARD -s {own} -d 203.0.113.0/24 -o eth0 -j ACCEPT",
             f"-A FORWARD -s {own} -o eth0 -m conntrack ! --ctstate RELATED,ESTABLISHED -j DROP",
-            f"-A FORWARD -d {own} -p tcp -m tcp --dport {8000 + k} -j ACCEPT",
+            f"-A FORWARD -d {own} -p tcp -m tcp --dport {8000 + k % 2} -j ACCEPT",
         ]
     return [*lines, "-A FORWARD -d 10.9.0.0/24 -j REJECT --reject-with icmp-port-unreachable"]
 

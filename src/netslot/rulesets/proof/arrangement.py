@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from netslot.errors import SpecError
@@ -25,6 +25,9 @@ MANIFEST = "tenants.json"
 ROOT: Mapping[Family, str] = {4: "root.rules", 6: "root.rules6"}
 PUBLISH: Mapping[Family, str] = {4: "publish.nft", 6: "publish.nft6"}
 PUBLISH_TABLE = "netslot-publish"
+
+HOST: Mapping[Family, str] = {4: "${host}", 6: "${host6}"}
+"""Stands in a template for every address of the host's: a rule that names it is there once for each."""
 
 _RULE = re.compile(
     r'(?:iifname "(?P<iif>[^"]+)" )?(?:(?:ip|ip6) daddr (?P<dst>\S+) )?meta l4proto (?P<proto>tcp|udp) '
@@ -52,7 +55,10 @@ NO_SLOT = Member("", "", "", 0, "", {})
 
 @dataclass(frozen=True)
 class Arrangement:
-    """``templates[class][family]`` is text with variables; ``root[family]`` includes the published ports."""
+    """``templates[class][family]`` is text with variables; ``root[family]`` includes the published ports.
+
+    ``hosts``: the host's addresses where templates ask for them; whoever uses the templates has to know them.
+    """
 
     attachment: Attachment
     guest_if: str
@@ -61,6 +67,12 @@ class Arrangement:
     members: tuple[Member, ...]
     root: Mapping[Family, Ruleset]
     root_rules: int
+    hosts: Mapping[Family, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def asks_for_hosts(self) -> bool:
+        """Whether a template holds ``HOST``."""
+        return any(HOST[family] in text for texts in self.templates.values() for family, text in texts.items())
 
     def slot_rules(self, member: Member, family: Family) -> Ruleset | None:
         """The member's rules with its own values in them."""
@@ -68,8 +80,20 @@ class Arrangement:
         if text is None:
             return None
         values = {"guest_if": self.guest_if, "uplink_if": self.uplink_if, **member.variables}
+        text = with_hosts(text, self.hosts.get(family, ()), family)
         dump = parse(render(text, values, file=f"the template of {member.kind}"), family=family)
         return dump.rulesets[0]
+
+
+def with_hosts(template: str, hosts: Sequence[int], family: Family) -> str:
+    """The template with each of these addresses of the host in the place of ``HOST``."""
+    lines: list[str] = []
+    for line in template.splitlines(keepends=True):
+        if HOST[family] in line:
+            lines += [line.replace(HOST[family], address_text(address, family)) for address in hosts]
+        else:
+            lines.append(line)
+    return "".join(lines)
 
 
 def read(files: Mapping[str, str]) -> Arrangement:

@@ -88,6 +88,8 @@ def prove(dump: Dump, places: Places, arrangement: Arrangement, enough: int = 5)
         "between two tenants a denial is a denial, whether it is answered or silent",
         "what REJECT answers may come from another address than before: that of the namespace which refuses",
     ]
+    if arrangement.asks_for_hosts:
+        verdict.assumptions.append("slots are told every address of the host's (the templates ask for them)")
     for family in places.guessed & {sides.family for sides in families}:
         verdict.notes.append(
             f"{address_text(places.hosts[family][0], family)} stands for an address of the host that no rule names; "
@@ -150,10 +152,14 @@ def _mismatches(dump: Dump, places: Places, arrangement: Arrangement) -> list[st
 
 
 def aligned(places: Places, arrangement: Arrangement) -> Arrangement:
-    """The members in the order of the tenants: whoever sits behind a tenant's link decides, whatever it is called."""
+    """The members in the order of the tenants: whoever sits behind a tenant's link decides, whatever it is called.
+
+    Where no rule names the host, what stands for it stands for it in the templates too.
+    """
     behind = {member.link: member for member in arrangement.members}
+    guessed = {family: places.hosts[family] for family in places.guessed}
     links = [next(iter(tenant.interfaces), "") for tenant in places.tenants]
-    return replace(arrangement, members=tuple(behind.get(link, NO_SLOT) for link in links))
+    return replace(arrangement, members=tuple(behind.get(link, NO_SLOT) for link in links), hosts=guessed)
 
 
 class _Prover:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from netslot.rulesets import matches as m
 from netslot.rulesets import targets as t
 from netslot.rulesets.model import Family, Rule
+from netslot.rulesets.proof.arrangement import HOST
 from netslot.rulesets.proof.conditions import depends_on_place, interface_is
 from netslot.rulesets.proof.journey import Attachment
 from netslot.rulesets.proof.places import Pattern
@@ -57,6 +58,9 @@ class SlotWriter:
             return
         self.rules.chains[OUT] = [self._text((m.Address("dst", *host),), t.Accept()) for host in self.hosts()]
         self.rules.chains[IN] = [self._text((m.Address("src", *host),), t.Accept()) for host in self.hosts()]
+        if self._family in self._naming.places.guessed:
+            self.rules.chains[OUT].append(f"-d {HOST[self._family]} -j ACCEPT")
+            self.rules.chains[IN].append(f"-s {HOST[self._family]} -j ACCEPT")
         self._chain("FORWARD", OUT, outward=True, top=True)
         self._chain("FORWARD", IN, outward=False, top=True)
 
