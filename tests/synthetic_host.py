@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import ipaddress
 import random
+import re
 from dataclasses import dataclass
 
 RULES_PER_TENANT = 30
@@ -182,3 +183,37 @@ def _render(lines: list[_Line]) -> str:
         text += [f"-A {chain} {rule}" for chain in order for rule in by_chain.get(chain, ())]
         text.append("COMMIT")
     return "\n".join(text) + "\n"
+
+
+_REJECTS = {
+    "icmp-port-unreachable": "icmp6-port-unreachable",
+    "icmp-host-prohibited": "icmp6-adm-prohibited",
+    "icmp-admin-prohibited": "icmp6-adm-prohibited",
+    "icmp-host-unreachable": "icmp6-addr-unreachable",
+    "icmp-net-unreachable": "icmp6-no-route",
+}
+_TYPES = {"8": "128", "0": "129", "3": "1", "11": "3", "13": "130"}
+_ADDRESS = re.compile(r"(?<![\d.:/-])(\d+\.\d+\.\d+\.\d+)(?:/(\d+))?(?:-(\d+\.\d+\.\d+\.\d+))?(:\d+)?(?![\d.])")
+
+
+def as_ipv6(text: str) -> str:
+    """The same rules for IPv6: A.B.C.D is 2001:db8:AB:CD::1, a network of /24 one of /56, ICMP has its new words."""
+
+    def made(address: str, end: int = 1) -> str:
+        return str(ipaddress.ip_address(0x20010DB8 << 96 | int(ipaddress.ip_address(address)) << 64 | end))
+
+    def moved(match: re.Match[str]) -> str:
+        address, length, last, port = match.groups()
+        if last:
+            return f"{made(address)}-{made(last)}"
+        if port:
+            return f"[{made(address)}]{port}"
+        if length and length != "32":
+            return f"{made(address, 0)}/{32 + int(length)}"
+        return made(address) + ("/128" if length else "")
+
+    text = _ADDRESS.sub(moved, text)
+    text = re.sub(r"-m icmp --icmp-type (\d+)", lambda found: f"-m icmp6 --icmpv6-type {_TYPES[found[1]]}", text)
+    text = re.sub(r"-p icmp\b", "-p ipv6-icmp", text)
+    text = re.sub(r"-m ttl --ttl-", "-m hl --hl-", text)
+    return re.sub(r"icmp-[a-z-]+", lambda found: _REJECTS.get(found[0], found[0]), text)

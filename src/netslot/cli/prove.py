@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +15,11 @@ from netslot.cli.audit import read_dumps, read_tenants
 from netslot.cli.split import host_addresses
 from netslot.errors import HostError, UsageError
 from netslot.rulesets.attribute import attribute
+from netslot.rulesets.model import Dump
+
+if TYPE_CHECKING:
+    from netslot.rulesets.proof.arrangement import Arrangement
+    from netslot.rulesets.proof.places import Places
 
 
 @click.command("prove")
@@ -50,13 +57,8 @@ def prove(
         verdict = prover.prove(dump, world, after)
     finally:
         gc.enable()
-    replayed = 0
-    differing: list[dict[str, Any]] = []
-    if replay:
-        from netslot.host.replay import replay_packets
-
-        outcome = replay_packets(dump, world, after, files, replay)
-        replayed, differing = outcome.sent, outcome.differences
+    replayed = _replay(dump, world, after, files, replay) if replay else {}
+    differing = replayed.pop("differences", [])
     examples = [
         {"tenant": c.tenant, "packet": c.packet, "before": c.before, "after": c.after}
         for c in verdict.counterexamples
@@ -65,11 +67,13 @@ def prove(
         "equivalent": verdict.equivalent and not differing,
         "tenants": verdict.tenants,
         "classes": verdict.classes,
-        "packets_replayed": replayed,
+        "packets_replayed": replayed.get("sent", 0),
+        "packets_skipped": replayed.get("skipped", {}),
+        "packets_by_state": replayed.get("kinds", {}),
         "counterexamples": examples,
         "obstacles": verdict.obstacles,
         "assumptions": verdict.assumptions,
-        "notes": verdict.notes,
+        "notes": verdict.notes + replayed.get("notes", []),
     }
     if as_json or bool(getattr(context.obj, "json", False)):
         click.echo(json.dumps(answer))
@@ -77,6 +81,12 @@ def prove(
         _print(answer, verdict.scenarios)
     if not answer["equivalent"]:
         context.exit(3)
+
+
+def _replay(dump: Dump, world: Places, after: Arrangement, files: Mapping[str, str], count: int) -> dict[str, Any]:
+    from netslot.host.replay import replay_packets
+
+    return asdict(replay_packets(dump, world, after, files, count))
 
 
 def read_directory(directory: Path) -> dict[str, str]:
@@ -100,7 +110,10 @@ def _print(answer: dict[str, Any], scenarios: int) -> None:
     else:
         click.echo(f"NOT shown to be the same: {count}")
     if answer["packets_replayed"]:
-        click.echo(f"{answer['packets_replayed']} real packets were sent through both arrangements")
+        states = ", ".join(f"{count} {state}" for state, count in answer["packets_by_state"].items())
+        click.echo(f"{answer['packets_replayed']} real packets were sent through both arrangements ({states})")
+    for reason, count in answer["packets_skipped"].items():
+        click.echo(f"  {count} more were not compared: {reason}")
     for example in answer["counterexamples"]:
         _print_example(example)
     for text in answer["obstacles"]:
