@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import ipaddress
 import os
 import random
@@ -18,8 +20,8 @@ import pytest
 import lab
 import packets as p
 from netslot.errors import KernelError, SpecError, UsageError
-from netslot.kernel import bpf, cgroupfs, elf, tc
-from netslot.policy import addresses
+from netslot.kernel import bpf, cgroupfs, elf, netlink, tc
+from netslot.policy import addresses, bpf_parts
 from netslot.policy import bpf as policy
 from netslot.policy.bpf_parts import Filter, Place
 from netslot.spec.policies import BpfFilter, BpfProgram, BpfSection
@@ -124,6 +126,13 @@ def test_ports_are_the_templates_or_a_parameters(slot: Slot, ports: str | tuple[
     die.close()
 
 
+def attach_foreign() -> None:
+    program = bpf_parts.load_program(bpf_parts.built_in("parse"), "parse_egress", {})
+    with netlink.Socket() as sock:
+        sock.execute([tc.set_filter(socket.if_nametoindex("up0"), tc.EGRESS, 50, program, "foreign")])
+    os.close(program)
+
+
 def test_read_names_what_was_changed(slot: Slot) -> None:
     _, middle, _ = slot
     die = policy.cast(FILTER, nat=True, samples=[lab.VALUES], defaults=OPEN)
@@ -139,10 +148,12 @@ def test_read_names_what_was_changed(slot: Slot) -> None:
     middle.run(other.stamp, other_slot)
     found = [str(d) for d in middle.run(die.read, lab.VALUES, OPEN)]
     assert found == [
-        "bpf up0 egress 20: program netslot/nat works for slot 5, not 1",
-        "bpf up0 ingress 20: program netslot/nat works for slot 5, not 1",
+        "bpf up0 egress 20: program netslot/nat works with number 5, not 1",
+        "bpf up0 ingress 20: program netslot/nat works with number 5, not 1",
     ]
-    middle.sh("tc filter add dev up0 egress prio 50 bpf da obj " + str(SOURCES / "parse.o") + " sec tc/egress")
+    middle.run(attach_foreign)
+    found = [str(d) for d in middle.run(die.read, lab.VALUES, OPEN)]
+    assert "bpf up0 egress 50: program foreign is not the slot's" in found
     middle.run(die.reset, lab.VALUES)
     assert middle.run(die.read, lab.VALUES, OPEN) == []
     other.close()
@@ -334,11 +345,27 @@ def test_what_is_wrong_with_a_program_is_said(user_object: Path) -> None:
         bpf.prog_load(bpf.PROG_TYPE_SCHED_CLS, broken, "GPL", name="broken")
 
 
-def test_nothing_is_left_when_the_slot_is_gone() -> None:
-    def loaded() -> set[str]:
-        listing = subprocess.run(["bpftool", "prog", "show"], capture_output=True, text=True, check=True).stdout
-        return {line.split(":")[0] for line in listing.splitlines() if " name ns_" in line}
+def loaded() -> set[int]:
+    """The ids of all programs of netslot's that the kernel holds (BPF_PROG_GET_NEXT_ID)."""
+    found: set[int] = set()
+    number = 0
+    while True:
+        request = ctypes.create_string_buffer(struct.pack("=III", number, 0, 0), 12)
+        try:
+            bpf._bpf(11, request, "next program")
+            number = struct.unpack_from("=I", request.raw, 4)[0]
+            fd = bpf.prog_by_id(number)
+        except KernelError as error:
+            if error.operation == "next program":
+                assert error.errno == errno.ENOENT
+                return found
+            continue  # it went between the two calls
+        if bpf.prog_info(fd).name.startswith("ns_"):
+            found.add(number)
+        os.close(fd)
 
+
+def test_nothing_is_left_when_the_slot_is_gone() -> None:
     before = loaded()
     with lab.slot() as (_, middle, _guest):
         die = policy.cast(FILTER, nat=True, samples=[lab.VALUES], defaults=OPEN)

@@ -10,6 +10,7 @@ import pytest
 import netslot
 from netslot.errors import SpecError, UsageError
 from netslot.kernel import bpf, elf
+from netslot.policy.bpf_counters import GROUP
 from netslot.spec.policies import quantity
 
 OBJECTS = Path(netslot.__file__).parent / "bpf"
@@ -33,7 +34,7 @@ def test_programs_maps_and_constants() -> None:
     assert nat.constants["guest4"].size == 4
     assert nat.constants["guest6"].size == 16
     assert load("filter").maps["table4"] == elf.MapSpec(bpf.MAP_TYPE_ARRAY, 4, 8, 1, 0)
-    assert load("count").maps["counters"] == elf.MapSpec(bpf.MAP_TYPE_PERCPU_ARRAY, 4, 16, 4, 0)
+    assert load("count").maps["counters"] == elf.MapSpec(bpf.MAP_TYPE_ARRAY, 4, 64, 2 * GROUP, 0)
 
 
 def test_constants_and_descriptors_are_filled_in() -> None:

@@ -152,7 +152,7 @@ class _Ours:
 
     def open(self) -> None:
         self._workshop = Workshop()
-        self._template = Template(rules=(self._die,), others=())
+        self._template = Template(early=(self._die,), late=())
 
     def chunk(self, done: int, size: int) -> None:
         workshop, template, spec = self._workshop, self._template, self._spec

@@ -68,7 +68,7 @@ class Yard:
         Where /dev/net/tun cannot be used, as in many containers, every slot is one that a guest can live in.
         """
         plan = plan_of(self.spec, number, "container" if with_guest else self._empty_kind)
-        self.workshop.build(plan, Template(rules=(die,), others=()))
+        self.workshop.build(plan, Template(early=(die,), late=()))
 
     def guest(self, number: int) -> Guest:
         """The guest of a slot that was built with one."""

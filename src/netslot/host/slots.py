@@ -35,15 +35,16 @@ class NotCleanError(NetslotError):
 class Template:
     """What the slots of one class are made from: dies, and what a slot looks like afterwards."""
 
-    rules: Sequence[Die]
-    """Stamped while all links are down: no packet meets a slot without them."""
-    others: Sequence[Die]
-    """Stamped when the slot's own links are up, as routes and queues need, but root's end is not yet."""
+    early: Sequence[Die]
+    """Stamped while all links are down: no packet meets a slot without them, and the kernel need not wait for
+    packets to leave a link before it changes the link's queues and hooks (dev_deactivate_many())."""
+    late: Sequence[Die]
+    """Stamped when the slot's own links are up, as routes need, but root's end is not yet."""
     expectation: links.Expectation | None = field(default=None)
 
     @property
     def dies(self) -> tuple[Die, ...]:
-        return (*self.rules, *self.others)
+        return (*self.early, *self.late)
 
     def differences(self, plan: SlotPlan, values: Values, parameters: Parameters) -> list[Difference]:
         """What the slot that the calling thread is in holds otherwise than it should."""
@@ -115,15 +116,15 @@ class Workshop:
             self._lap("veth")
             links.make_guest_link(plan, slot, inner_fd)
             self._lap("guest link")
-            for die in template.rules:
+            for die in template.early:
                 die.stamp(plan.values)
             self._lap("rules")
             slot.execute(links.slot_side(plan, born=True))
             self._lap("addresses")
-        if template.others:
-            for die in template.others:
+        if template.late:
+            for die in template.late:
                 die.stamp(plan.values)
-            self._lap("other policies")
+            self._lap("routes")
 
     def open_root_side(self, plan: SlotPlan, *, born: bool = False) -> None:
         """Configure root's end of the link and bring it up; ``born`` when it was just made."""

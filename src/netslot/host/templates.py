@@ -9,7 +9,7 @@ from functools import partial
 
 from netslot.errors import SpecError
 from netslot.host import links
-from netslot.host.plan import SlotPlan
+from netslot.host.plan import GUEST, UPLINK, SlotPlan
 from netslot.host.slots import Template, Workshop
 from netslot.kernel import netns
 from netslot.kernel.netlink import Socket
@@ -28,21 +28,26 @@ def cast(spec: HostSpec, of: ClassSpec, host_id: str) -> Template:
     """
     sample = SlotPlan(spec, of, 1, host_id)
     samples = [spec.values(number, of.name) for number in _spread(spec)]
-    first, defaults = samples[0], sample.defaults
-    before: list[Die] = []
-    before += _rules(of, samples, defaults)
-    after: list[Die] = []
-    if of.cgroup is not None:
-        after.append(cgroup.cast(of.cgroup, values=first))
+    first, defaults, known = samples[0], sample.defaults, _known_links(sample)
+    early: list[Die] = []
+    if of.cgroup is not None:  # rules and programs may name it
+        early.append(cgroup.cast(of.cgroup, values=first))
+    early += _rules(of, samples, defaults)
     if of.bpf is not None or of.nat.kind == "bpf":
         section = of.bpf or BpfSection()
-        stateless = of.nat.kind == "bpf"
-        after.append(bpf.cast(section, nat=stateless, samples=samples, defaults=defaults, directory=spec.file.parent))
-    if of.routes is not None:
-        after.append(routes.cast(of.routes, values=first, defaults=defaults))
+        stateless, directory = of.nat.kind == "bpf", spec.file.parent
+        early.append(
+            bpf.cast(section, nat=stateless, samples=samples, defaults=defaults, directory=directory, links=known)
+        )
     if of.rates is not None:
-        after.append(rates.cast(of.rates, values=first))
-    return Template(before, after, _learn(sample))
+        early.append(rates.cast(of.rates, values=first, links=known))
+    late = [routes.cast(of.routes, values=first, defaults=defaults, links=known)] if of.routes is not None else []
+    return Template(early, late, _learn(sample))
+
+
+def _known_links(sample: SlotPlan) -> dict[str, int]:
+    """The indexes of a fresh slot's links, by name: netslot chose them."""
+    return {sample.uplink_if: UPLINK} | ({sample.guest_if: GUEST} if sample.guest_if is not None else {})
 
 
 def _spread(spec: HostSpec) -> list[int]:

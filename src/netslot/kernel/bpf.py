@@ -20,7 +20,6 @@ from netslot.kernel import sys
 
 MAP_TYPE_HASH: Final = 1
 MAP_TYPE_ARRAY: Final = 2
-MAP_TYPE_PERCPU_ARRAY: Final = 6
 MAP_TYPE_LPM_TRIE: Final = 11
 
 F_NO_PREALLOC: Final = 1
@@ -287,10 +286,3 @@ def prog_test_run(fd: int, packet: bytes, *, context: bytes = b"", repeat: int =
     _bpf(_PROG_TEST_RUN, attributes, "bpf prog_test_run")
     _, verdict, _, size, _, _, _, duration = struct.unpack_from("=IIIIQQII", attributes.raw)
     return TestRun(ctypes.c_int32(verdict).value, output.raw[:size], duration)
-
-
-def possible_cpus() -> int:
-    """How many values an element of a per-CPU map holds."""
-    with open("/sys/devices/system/cpu/possible") as file:
-        last = file.read().strip().split(",")[-1]
-    return int(last.split("-")[-1]) + 1

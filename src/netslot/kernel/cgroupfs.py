@@ -59,50 +59,60 @@ def unified(path: str) -> Path:
     return unified_root() / path
 
 
+@functools.cache
+def hierarchy(controller: str) -> str:
+    """Where the hierarchy that has ``controller`` is mounted."""
+    return str(unified_root() if version(controller) == 2 else ROOT / _V1_NAMES[controller])
+
+
 def directory(path: str, controller: str) -> Path:
     """A cgroup's directory in the hierarchy that has ``controller``."""
-    if version(controller) == 2:
-        return unified(path)
-    return ROOT / _V1_NAMES[controller] / path
+    return Path(hierarchy(controller), path)
+
+
+@functools.cache
+def _hierarchies(controllers: tuple[str, ...]) -> tuple[str, ...]:
+    """The unified hierarchy first, then those of the controllers on version 1."""
+    return tuple(dict.fromkeys((str(unified_root()), *map(hierarchy, controllers))))
 
 
 def directories(path: str, controllers: tuple[str, ...]) -> list[Path]:
     """A cgroup's directories: the unified one first, then those of the controllers on version 1."""
-    found = [unified(path)]
-    for controller in controllers:
-        place = directory(path, controller)
-        if place not in found:
-            found.append(place)
-    return found
+    return [Path(root, path) for root in _hierarchies(controllers)]
 
 
 def create(path: str, controllers: tuple[str, ...]) -> None:
     """Make a cgroup and what is missing above it, with ``controllers`` at work in it; success when it is there."""
-    for place in directories(path, controllers):
-        _mkdir(place)
-    enabled = [controller for controller in controllers if version(controller) == 2]
-    if enabled:
-        _enable(Path(path).parent, enabled)
+    for root in _hierarchies(controllers):
+        _mkdir(f"{root}/{path}")
+    wanted = _of_version_2(controllers)
+    if wanted and not wanted <= set(read(f"{unified_root()}/{path}/cgroup.controllers").split()):
+        _enable(Path(path).parent, wanted)
 
 
-def _mkdir(place: Path) -> None:
+@functools.cache
+def _of_version_2(controllers: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(controller for controller in controllers if version(controller) == 2)
+
+
+def _mkdir(place: str) -> None:
     try:
-        place.mkdir()
+        os.mkdir(place)
     except FileExistsError:
         return
     except FileNotFoundError:
-        _mkdir(place.parent)
+        _mkdir(os.path.dirname(place))
         _mkdir(place)
     except OSError as error:
         raise KernelError(f"mkdir {place}", error.errno or errno.EIO) from error
 
 
-def _enable(parent: Path, controllers: list[str]) -> None:
+def _enable(parent: Path, controllers: frozenset[str]) -> None:
     """Have each cgroup from the root down to ``parent`` hand the controllers on (cgroup.subtree_control)."""
     for place in [unified_root() / part for part in (*reversed(parent.parents), parent)]:
         file = place / "cgroup.subtree_control"
         present = file.read_text().split()
-        missing = [controller for controller in controllers if controller not in present]
+        missing = sorted(controllers.difference(present))
         if missing:
             write(file, " ".join(f"+{controller}" for controller in missing))
 
@@ -125,7 +135,7 @@ def remove(path: str, controllers: tuple[str, ...]) -> bool:
     return there
 
 
-def write(file: Path, text: str) -> None:
+def write(file: Path | str, text: str) -> None:
     """One write(2), which is how these files take a value."""
     try:
         fd = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
@@ -137,10 +147,11 @@ def write(file: Path, text: str) -> None:
         raise KernelError(f"write {text!r} to {file}", error.errno or errno.EIO) from error
 
 
-def read(file: Path) -> str:
+def read(file: Path | str) -> str:
     """The content without the final newline; KernelError ENOENT when the cgroup is gone."""
     try:
-        return file.read_text().rstrip("\n")
+        with open(file, encoding="utf-8") as opened_file:
+            return opened_file.read().rstrip("\n")
     except OSError as error:
         raise KernelError(f"read {file}", error.errno or errno.EIO) from error
 

@@ -8,6 +8,7 @@ linux/fib_rules.h.
 from __future__ import annotations
 
 import errno
+import functools
 import socket
 import struct
 from dataclasses import dataclass
@@ -89,6 +90,7 @@ def family(address: Address | Network) -> int:
     return socket.AF_INET if address.version == 4 else socket.AF_INET6
 
 
+@functools.lru_cache(maxsize=1024)
 def add_route(route: Route) -> Request:
     """Refused with EEXIST where a route of the same destination, table and metric is."""
     flags = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
@@ -166,6 +168,7 @@ def _parse_route(payload: bytes) -> Route:
     )
 
 
+@functools.lru_cache(maxsize=1024)
 def add_rule(rule: Rule) -> Request:
     """Refused with EEXIST where the same rule is."""
     return Request(_NEWRULE, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL, _rule_payload(rule), f"add {rule}")

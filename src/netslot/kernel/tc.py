@@ -20,6 +20,7 @@ _NEWTFILTER, _DELTFILTER, _GETTFILTER = 44, 45, 46
 _CREATE = netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE
 
 _TCMSG = struct.Struct("=BxxxiIII")
+_U32 = struct.Struct("=I")
 _TCA_KIND, _TCA_OPTIONS, _TCA_STATS2 = 1, 2, 7
 _TCA_STATS_BASIC, _TCA_STATS_QUEUE = 1, 3
 
@@ -34,6 +35,8 @@ EGRESS: Final = 0xFFFFFFF3
 _ETH_P_ALL = 0x0300  # in network byte order
 _BPF_CLASSID, _BPF_FD, _BPF_NAME, _BPF_FLAGS, _BPF_TAG, _BPF_ID = 3, 6, 7, 8, 10, 11
 _BPF_DIRECT_ACTION = 1
+LARGEST_NUMBER: Final = 0xFFFF
+"""The largest class id that a program sees whole."""
 
 _TBF_PARMS, _TBF_RATE64, _TBF_BURST = 1, 4, 6
 _TBF_QOPT = struct.Struct("=BBHhHI12xIII")
@@ -68,7 +71,11 @@ class Queue(NamedTuple):
 
 
 def add_clsact(link: int) -> Request:
-    """Give ``link`` (an interface index) the hook points; success when it has them."""
+    """Give ``link`` (an interface index) the hook points; success when it has them.
+
+    Best while the link is down: if it is up, the kernel waits for packets to leave it, which is half of the cost
+    (qdisc_graft() in net/sched/sch_api.c, dev_deactivate_many() in net/sched/sch_generic.c).
+    """
     payload = _TCMSG.pack(0, link, _CLSACT_HANDLE, _CLSACT, 0) + _KIND_CLSACT
     flags = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
     return Request(_NEWQDISC, flags, payload, f"tc qdisc add clsact on link {link}", (errno.EEXIST,))
@@ -80,7 +87,6 @@ def del_clsact(link: int) -> Request:
     return Request(_DELQDISC, 0, payload, f"tc qdisc del clsact on link {link}", (errno.EINVAL, errno.ENOENT))
 
 
-@functools.lru_cache(maxsize=256)
 def set_filter(
     link: int, hook: int, priority: int, program: int, name: str, *, number: int = 0, handle: int = 1
 ) -> Request:
@@ -89,20 +95,24 @@ def set_filter(
     Replacing is atomic: each packet meets the old program or the new one. Filters run in the order of their
     priorities, until one gives a verdict other than TC_ACT_UNSPEC. ``number`` is the filter's class id, which
     the program can read as ``tc_classid`` (cls_bpf sets it before each run): a constant of this attachment's own.
+    Of its 32 bits the program sees the lower 16 (struct qdisc_skb_cb in include/net/sch_generic.h).
     """
-    options = netlink.nested(_TCA_OPTIONS, _program_attributes(program, name), netlink.attr_u32(_BPF_CLASSID, number))
-    payload = _TCMSG.pack(0, link, handle, hook, priority << 16 | _ETH_P_ALL) + _KIND_BPF + options
-    return Request(_NEWTFILTER, _CREATE, payload, f"tc filter {name} on link {link}")
+    head, operation = _filter_head(link, hook, priority, program, name, handle)
+    return Request(_NEWTFILTER, _CREATE, head + _U32.pack(number), operation)
 
 
-@functools.lru_cache(maxsize=256)
-def _program_attributes(program: int, name: str) -> bytes:
-    """The same bytes for thousands of slots."""
-    return (
-        netlink.attr_u32(_BPF_FD, program)
-        + netlink.attr_str(_BPF_NAME, name)
-        + netlink.attr_u32(_BPF_FLAGS, _BPF_DIRECT_ACTION)
+@functools.lru_cache(maxsize=1024)
+def _filter_head(link: int, hook: int, priority: int, program: int, name: str, handle: int) -> tuple[bytes, str]:
+    """All but the number at the end: the same bytes for thousands of slots."""
+    options = netlink.nested(
+        _TCA_OPTIONS,
+        netlink.attr_u32(_BPF_FD, program),
+        netlink.attr_str(_BPF_NAME, name),
+        netlink.attr_u32(_BPF_FLAGS, _BPF_DIRECT_ACTION),
+        netlink.attr_u32(_BPF_CLASSID, 0),
     )
+    payload = _TCMSG.pack(0, link, handle, hook, priority << 16 | _ETH_P_ALL) + _KIND_BPF + options
+    return payload[: -_U32.size], f"tc filter {name} on link {link}"
 
 
 def del_filter(link: int, hook: int, priority: int) -> Request:

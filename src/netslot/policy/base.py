@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol, TypeAlias
 
 Values: TypeAlias = Mapping[str, str]
@@ -16,6 +17,12 @@ Values: TypeAlias = Mapping[str, str]
 
 Parameters: TypeAlias = Mapping[str, Sequence[str]]
 """List-valued parameters of a lease by name: CIDRs as ``10.0.0.0/8``, published ports as ``tcp:8080:80``."""
+
+
+Links: TypeAlias = Mapping[str, int]
+"""Indexes of links by name."""
+
+NO_LINKS: Links = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,9 @@ from pathlib import Path
 from netslot.errors import SpecError
 from netslot.kernel import netlink, rtnetlink, tc
 from netslot.policy import bpf_parts
-from netslot.policy.base import Difference, Parameters, Values
-from netslot.policy.bpf_parts import Attachment, Counters, Filter, Identity, Nat, Part, Place, Traffic
+from netslot.policy.base import NO_LINKS, Difference, Links, Parameters, Values
+from netslot.policy.bpf_counters import Counters, Traffic
+from netslot.policy.bpf_parts import Attachment, Filter, Identity, Nat, Part, Place
 from netslot.policy.bpf_user import UserPrograms
 from netslot.spec.policies import BpfSection
 
@@ -33,13 +34,15 @@ def cast(
     samples: Sequence[Values],
     defaults: Parameters,
     directory: Path = Path(),
+    links: Links = NO_LINKS,
 ) -> BpfDie:
     """Load what all slots share and check the rest.
 
     ``nat`` asks for the stateless NAT between ``guest_address`` (and ``guest_address6``), the same in every slot,
     and each slot's ``address`` (and ``address6``), which must follow from its number ``slot`` in even steps.
     ``samples`` are the values of one or more slots, best the first, the last and some between; ``defaults`` is
-    what ``stamp`` binds; paths of object files are relative to ``directory``.
+    what ``stamp`` binds; paths of object files are relative to ``directory``. ``links`` are the indexes that
+    links are known to have in a fresh slot; of others the kernel is asked.
     Raises SpecError for what does not fit, KernelError when the verifier refuses a program.
     """
     parts: list[Part] = []
@@ -54,14 +57,15 @@ def cast(
         if not samples[0].get("guest_address"):
             raise SpecError("NAT needs a guest's address behind the slot", key="nat.kind")
         parts.append(Nat(samples))
-    return BpfDie(parts, user, defaults)
+    return BpfDie(parts, user, defaults, links)
 
 
 class BpfDie:
     """Programs that can be put on any number of slots' links; see :class:`netslot.policy.base.Die`."""
 
-    def __init__(self, parts: Sequence[Part], user: UserPrograms | None, defaults: Parameters) -> None:
+    def __init__(self, parts: Sequence[Part], user: UserPrograms | None, defaults: Parameters, links: Links) -> None:
         self._parts = parts
+        self._links = links
         self._close = weakref.finalize(self, _close_parts, parts)
         self._user = user
         self._defaults = defaults
@@ -80,10 +84,17 @@ class BpfDie:
         self._close()
 
     def stamp(self, values: Values) -> None:
-        """Attach all programs, with the parameters' defaults bound; what is attached already is replaced."""
+        """Attach all programs, with the parameters' defaults bound; what is attached already is replaced.
+
+        Costs least while the uplink is down: see :func:`netslot.kernel.tc.add_clsact`.
+        """
+        self._attach(values, self._links)
+
+    def _attach(self, values: Values, links: Links) -> None:
         attachments = [a for part in self._parts for a in part.load(values, self._defaults)]
         with netlink.Socket() as sock, _released(attachments):
-            link = rtnetlink.link_index(sock, values["uplink_if"])
+            name = values["uplink_if"]
+            link = links.get(name) or rtnetlink.link_index(sock, name)
             sock.execute([tc.add_clsact(link), *_requests(link, attachments)])
         if self._user is not None:
             self._user.attach_cgroup(values, self._defaults)
@@ -109,7 +120,7 @@ class BpfDie:
             elif (attached.name, attached.tag) != identity[:2]:
                 differences.append(Difference(where, f"program {identity.name} is another one ({attached.name})"))
             elif attached.number != identity.number:
-                what = f"program {identity.name} works for slot {attached.number}, not {identity.number}"
+                what = f"program {identity.name} works with number {attached.number}, not {identity.number}"
                 differences.append(Difference(where, what))
         for place in found.keys() - wanted.keys():
             if place.priority not in bpf_parts.FOREIGN:
@@ -124,7 +135,7 @@ class BpfDie:
 
     def reset(self, values: Values) -> None:
         """As after a stamp: fresh programs and maps take the places of all others, and what is foreign goes."""
-        self.stamp(values)
+        self._attach(values, NO_LINKS)
         wanted = {place for part in self._parts for place in part.tags(values)}
         with netlink.Socket() as sock:
             link = rtnetlink.link_index(sock, values["uplink_if"])
@@ -134,7 +145,8 @@ class BpfDie:
     def traffic(self, values: Values) -> tuple[Traffic, Traffic]:
         """What was counted on the way out and on the way in; KernelError ENOENT without counters."""
         with netlink.Socket() as sock:
-            return Counters.read(_attached(sock, rtnetlink.link_index(sock, values["uplink_if"])))
+            found = _attached(sock, rtnetlink.link_index(sock, values["uplink_if"]))
+        return Counters.read(int(values["slot"]), found)
 
 
 def _close_parts(parts: Sequence[Part]) -> None:

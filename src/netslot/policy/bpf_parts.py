@@ -24,8 +24,8 @@ from netslot.policy.base import Difference, Parameters, Values
 from netslot.spec.policies import BpfFilter
 
 _OBJECTS = Path(__file__).parent.parent / "bpf"
-_FIRST, _PARSE, _FILTER4, _FILTER6, USER_EGRESS = 1, 2, 3, 4, 10
-_NAT, USER_INGRESS, _LAST = 20, 30, 60
+FIRST, _PARSE, _FILTER4, _FILTER6, USER_EGRESS = 1, 2, 3, 4, 10
+_NAT, USER_INGRESS, LAST = 20, 30, 60
 FOREIGN: Final = range(25, 30)
 """Priorities on the uplink that belong to other policies."""
 
@@ -50,7 +50,7 @@ class Attachment(NamedTuple):
     program: int
     owned: bool
     number: int = 0
-    """The slot's number, for programs that ask for it."""
+    """For programs that ask for it: which slot's they are, see :func:`netslot.kernel.tc.set_filter`."""
 
 
 class Identity(NamedTuple):
@@ -161,6 +161,9 @@ class Nat:
 
     def load(self, values: Values, parameters: Parameters) -> list[Attachment]:
         number = self._plan.check(values)
+        if number > tc.LARGEST_NUMBER:
+            hint = f'BPF NAT knows slots up to {tc.LARGEST_NUMBER}; use nat.kind = "nftables"'
+            raise SpecError(f"slot {number} is beyond what a program can be told", key="nat.kind", hint=hint)
         return [Attachment(place, "netslot/nat", fd, False, number) for place, fd in self._bodies.items()]
 
     def rebind(self, values: Values, parameters: Parameters) -> list[Attachment]:
@@ -216,8 +219,8 @@ class _AddressPlan:
 
 def _numbers(values: Values) -> tuple[int, int, int]:
     four = int.from_bytes(_packed(values["address"], socket.AF_INET), "big")
-    upper, lower = struct.unpack(">QQ", _packed(values.get("address6", ""), socket.AF_INET6))
-    return four, upper, lower
+    six = values.get("address6")
+    return (four, *struct.unpack(">QQ", _packed(six, socket.AF_INET6))) if six else (four, 0, 0)
 
 
 def _packed(text: str, family: int) -> bytes:
@@ -231,7 +234,7 @@ class Filter:
     def __init__(self, section: BpfFilter, defaults: Parameters) -> None:
         self._section = section
         self._source = built_in("filter")
-        self._defaults = self._lists(defaults)
+        self._given, self._defaults = defaults, self._lists(defaults)
         parse = built_in("parse")
         self._shared = [
             Attachment(Place(tc.EGRESS, _PARSE), "netslot/parse", load_program(parse, "parse_egress", {}), False)
@@ -240,7 +243,7 @@ class Filter:
         self._tags = {a.place: Identity(a.name, bpf.prog_info(a.program).tag) for a in self._shared}
 
     def load(self, values: Values, parameters: Parameters) -> list[Attachment]:
-        return [self._shared[0], *self.rebind(values, parameters)]
+        return self._shared if parameters is self._given else [self._shared[0], *self.rebind(values, parameters)]
 
     def rebind(self, values: Values, parameters: Parameters) -> list[Attachment]:
         lists = self._lists(parameters)
@@ -353,72 +356,3 @@ def _read_array(fd: int) -> bytes:
             return memory[:size]
     finally:
         os.close(fd)
-
-
-@dataclass(frozen=True, slots=True)
-class Traffic:
-    """Packets and bytes of one direction: all that came, and those that no program dropped."""
-
-    packets: int
-    bytes: int
-    passed_packets: int
-    passed_bytes: int
-
-
-class Counters:
-    """One counting program around all others, over a map of the slot's own. A place's index is its cell's."""
-
-    _PLACES = (
-        Place(tc.EGRESS, _FIRST),
-        Place(tc.EGRESS, _LAST),
-        Place(tc.INGRESS, _FIRST),
-        Place(tc.INGRESS, _LAST),
-    )
-
-    def __init__(self) -> None:
-        self._source = built_in("count")
-        sample = self.load({}, {})
-        self._tags = {a.place: Identity(a.name, bpf.prog_info(a.program).tag, a.number) for a in sample}
-        close_all([attachment.program for attachment in sample if attachment.owned])
-
-    def load(self, values: Values, parameters: Parameters) -> list[Attachment]:
-        counters = create_map(self._source.maps["counters"], "ns_counters")
-        try:
-            program = load_program(self._source, "count", {"counters": counters})
-        finally:
-            os.close(counters)
-        # The descriptor is closed once, with the first attachment.
-        return [
-            Attachment(place, "netslot/count", program, not cell, cell) for cell, place in enumerate(self._PLACES)
-        ]
-
-    def rebind(self, values: Values, parameters: Parameters) -> list[Attachment]:
-        return []
-
-    def tags(self, values: Values) -> dict[Place, Identity]:
-        return self._tags
-
-    def content(self, values: Values, parameters: Parameters, found: Mapping[Place, tc.Filter]) -> list[Difference]:
-        return []
-
-    def close(self) -> None:
-        pass
-
-    @classmethod
-    def read(cls, found: Mapping[Place, tc.Filter]) -> tuple[Traffic, Traffic]:
-        """Egress and ingress; KernelError ENOENT when the slot has no counters."""
-        attached = found.get(cls._PLACES[0])
-        if attached is None:
-            raise KernelError("read the slot's counters", 2, hint="set counters = true in [bpf]")
-        fd = map_of(attached.program, "ns_counters")
-        cpus = bpf.possible_cpus()
-        try:
-            cells = [_sum(bpf.map_lookup(fd, struct.pack("=I", index), 16 * cpus)) for index in range(4)]
-        finally:
-            os.close(fd)
-        return Traffic(*cells[0], *cells[1]), Traffic(*cells[2], *cells[3])
-
-
-def _sum(value: bytes | None) -> tuple[int, int]:
-    pairs = list(struct.iter_unpack("=QQ", value or b""))
-    return sum(packets for packets, _ in pairs), sum(size for _, size in pairs)

@@ -7,15 +7,16 @@ verb more than other dies have: ``remove``, for a slot that is destroyed.
 from __future__ import annotations
 
 import errno
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
 from netslot.errors import KernelError, SpecError
 from netslot.kernel import cgroupfs
 from netslot.policy.base import Difference, Parameters, Values
 from netslot.spec.policies import CgroupSection, IoLimit, Quantity, quantity
-from netslot.spec.render import render
+from netslot.spec.render import render, variables_in
 
 _PERIOD = 100_000
 """Microseconds over which a CPU limit is counted; the kernel's default."""
@@ -24,7 +25,7 @@ _PAGE = 4096
 
 def cast(section: CgroupSection, *, values: Values) -> CgroupDie:
     """Check a template by rendering it for one slot; HostError when the host lacks a controller that it needs."""
-    die = CgroupDie(section, _controllers(section))
+    die = CgroupDie(section, _controllers(section), variables_in(repr(section)))
     die.settings(values)
     return die
 
@@ -39,14 +40,21 @@ def _controllers(section: CgroupSection) -> tuple[str, ...]:
     return tuple(name for name in cgroupfs.CONTROLLERS if used[name])
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One limit: a file of the cgroup, what to write, and what is then read back."""
+class _Limit(NamedTuple):
+    """One limit: its file below the directory of any cgroup, what to write, and what is then read back."""
 
     name: str
-    file: Path
+    controller: str
+    file: str
     text: str
     shown: str
+
+
+class Setting(NamedTuple):
+    """A limit of one cgroup."""
+
+    limit: _Limit
+    file: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +63,7 @@ class CgroupDie:
 
     section: CgroupSection
     controllers: tuple[str, ...]
+    variables: frozenset[str]
 
     @property
     def rules(self) -> int:
@@ -68,13 +77,13 @@ class CgroupDie:
     def stamp(self, values: Values) -> None:
         cgroupfs.create(values["cgroup"], self.controllers)
         for setting in self.settings(values):
-            cgroupfs.write(setting.file, setting.text)
+            cgroupfs.write(setting.file, setting.limit.text)
 
     def bind(self, values: Values, parameters: Parameters) -> None:
         """Write the limits that ``values`` change. KernelError EBUSY: memory in use is above the new limit."""
         for setting in self.settings(values):
-            if _shown(setting) != setting.shown:
-                cgroupfs.write(setting.file, setting.text)
+            if _shown(setting) != setting.limit.shown:
+                cgroupfs.write(setting.file, setting.limit.text)
 
     def read(self, values: Values, parameters: Parameters) -> list[Difference]:
         path = values["cgroup"]
@@ -83,10 +92,10 @@ class CgroupDie:
         if missing:
             return differences
         for setting in self.settings(values):
-            shown = _shown(setting)
-            if shown != setting.shown:
-                what = f"{setting.file.name} is {shown or 'not set'}, not {setting.shown}"
-                differences.append(Difference(f"cgroup {path}: {setting.name}", what))
+            shown, limit = _shown(setting), setting.limit
+            if shown != limit.shown:
+                what = f"{limit.file} is {shown or 'not set'}, not {limit.shown}"
+                differences.append(Difference(f"cgroup {path}: {limit.name}", what))
         if cgroupfs.read(cgroupfs.unified(path) / "cgroup.freeze") != "0":
             differences.append(Difference(f"cgroup {path}", "is frozen"))
         return differences
@@ -110,17 +119,28 @@ class CgroupDie:
 
     def settings(self, values: Values) -> list[Setting]:
         """The limits of one slot; SpecError for a value that is none."""
-        section, path = self.section, values["cgroup"]
-        found: list[Setting] = []
-        for name, text in (("cpu", section.cpu), ("cpu_weight", section.cpu_weight), ("pids", section.pids)):
-            if text is not None:
-                found.append(_SCALARS[name](path, _rendered(str(text), values)))
-        for name, size in (("memory", section.memory), ("memory_high", section.memory_high)):
-            if size is not None:
-                found.append(_memory(path, name, _amount(size, values, f"cgroup.{name}")))
-        for limit in section.io:
-            found += _io(path, limit, values)
-        return found
+        own = tuple((name, values[name]) for name in self.variables if name in values)
+        path = values["cgroup"]
+        return [
+            Setting(limit, f"{cgroupfs.hierarchy(limit.controller)}/{path}/{limit.file}")
+            for limit in _limits(self.section, own)
+        ]
+
+
+@functools.lru_cache(maxsize=256)
+def _limits(section: CgroupSection, own: tuple[tuple[str, str], ...]) -> tuple[_Limit, ...]:
+    """Most slots have the same limits: working them out once is enough. ``own`` are the section's variables."""
+    values = dict(own)
+    found: list[_Limit] = []
+    for name, text in (("cpu", section.cpu), ("cpu_weight", section.cpu_weight), ("pids", section.pids)):
+        if text is not None:
+            found.append(_SCALARS[name](_rendered(str(text), values)))
+    for name, size in (("memory", section.memory), ("memory_high", section.memory_high)):
+        if size is not None:
+            found.append(_memory(name, _amount(size, values, f"cgroup.{name}")))
+    for limit in section.io:
+        found += _io(limit, values)
+    return tuple(found)
 
 
 def _rendered(text: str, values: Values) -> str:
@@ -131,48 +151,45 @@ def _amount(value: Quantity, values: Values, key: str) -> int:
     return quantity(_rendered(value, values) if isinstance(value, str) else value, key=key)
 
 
-def _cpu(path: str, text: str) -> Setting:
+def _cpu(text: str) -> _Limit:
     try:
         quota = round(float(text) * _PERIOD)
     except ValueError:
         raise SpecError(f"{text!r} is no number of CPUs", key="cgroup.cpu", hint="write 0.5 or 2") from None
     if quota < 1000:  # the kernel's smallest quota is 1 ms
         raise SpecError(f"{text} CPUs is below the kernel's least share of 0.01", key="cgroup.cpu")
-    place = cgroupfs.directory(path, "cpu")
     if cgroupfs.version("cpu") == 2:
-        return Setting("cpu", place / "cpu.max", f"{quota} {_PERIOD}", f"{quota} {_PERIOD}")
-    return Setting("cpu", place / "cpu.cfs_quota_us", str(quota), str(quota))
+        return _Limit("cpu", "cpu", "cpu.max", f"{quota} {_PERIOD}", f"{quota} {_PERIOD}")
+    return _Limit("cpu", "cpu", "cpu.cfs_quota_us", str(quota), str(quota))
 
 
-def _cpu_weight(path: str, text: str) -> Setting:
+def _cpu_weight(text: str) -> _Limit:
     if not text.isdecimal() or not 1 <= int(text) <= 10_000:
         raise SpecError(f"{text!r} is no weight from 1 to 10000", key="cgroup.cpu_weight")
-    place = cgroupfs.directory(path, "cpu")
     if cgroupfs.version("cpu") == 2:
-        return Setting("cpu_weight", place / "cpu.weight", text, text)
+        return _Limit("cpu_weight", "cpu", "cpu.weight", text, text)
     shares = str(max(2, round(int(text) * 1024 / 100)))
-    return Setting("cpu_weight", place / "cpu.shares", shares, shares)
+    return _Limit("cpu_weight", "cpu", "cpu.shares", shares, shares)
 
 
-def _pids(path: str, text: str) -> Setting:
+def _pids(text: str) -> _Limit:
     if not text.isdecimal():
         raise SpecError(f"{text!r} is no number of processes", key="cgroup.pids")
-    return Setting("pids", cgroupfs.directory(path, "pids") / "pids.max", text, text)
+    return _Limit("pids", "pids", "pids.max", text, text)
 
 
-_SCALARS: Mapping[str, Callable[[str, str], Setting]] = {"cpu": _cpu, "cpu_weight": _cpu_weight, "pids": _pids}
+_SCALARS: Mapping[str, Callable[[str], _Limit]] = {"cpu": _cpu, "cpu_weight": _cpu_weight, "pids": _pids}
 
 
-def _memory(path: str, name: str, size: int) -> Setting:
+def _memory(name: str, size: int) -> _Limit:
     pages = str(size // _PAGE * _PAGE)
-    place = cgroupfs.directory(path, "memory")
     if cgroupfs.version("memory") == 2:
-        return Setting(name, place / ("memory.max" if name == "memory" else "memory.high"), pages, pages)
+        return _Limit(name, "memory", "memory.max" if name == "memory" else "memory.high", pages, pages)
     if name == "memory_high":
         raise SpecError(
             "cgroup v1, which has this host's memory controller, has no such limit", key="cgroup.memory_high"
         )
-    return Setting(name, place / "memory.limit_in_bytes", pages, pages)
+    return _Limit(name, "memory", "memory.limit_in_bytes", pages, pages)
 
 
 _IO_FILES_V1 = {
@@ -183,7 +200,7 @@ _IO_FILES_V1 = {
 }
 
 
-def _io(path: str, limit: IoLimit, values: Values) -> list[Setting]:
+def _io(limit: IoLimit, values: Values) -> list[_Limit]:
     wanted = {
         "rbps": limit.read_bytes,
         "wbps": limit.write_bytes,
@@ -192,15 +209,14 @@ def _io(path: str, limit: IoLimit, values: Values) -> list[Setting]:
     }
     amounts = {key: _amount(v, values, "cgroup.io") for key, v in wanted.items() if v is not None}
     device = _rendered(limit.device, values)
-    place = cgroupfs.directory(path, "io")
     if cgroupfs.version("io") == 1:
         return [
-            Setting(f"io {key}", place / _IO_FILES_V1[key], f"{device} {amount}", f"{device} {amount}")
+            _Limit(f"io {key}", "io", _IO_FILES_V1[key], f"{device} {amount}", f"{device} {amount}")
             for key, amount in amounts.items()
         ]
     full = {key: amounts.get(key, "max") for key in wanted}
     text = f"{device} " + " ".join(f"{key}={amount}" for key, amount in full.items())
-    return [Setting("io", place / "io.max", text, text)]
+    return [_Limit("io", "io", "io.max", text, text)]
 
 
 def _shown(setting: Setting) -> str:
@@ -211,7 +227,7 @@ def _shown(setting: Setting) -> str:
         if error.errno != errno.ENOENT:
             raise
         return ""
-    if setting.name.startswith("io"):
-        device = setting.text.split()[0]
+    if setting.limit.controller == "io":
+        device = setting.limit.text.split()[0]
         return next((line for line in text.splitlines() if line.split()[0] == device), "")
     return text

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from netslot.kernel import netlink, rtnetlink, tc
-from netslot.policy.base import Die, Difference, Parameters, Values
+from netslot.policy.base import NO_LINKS, Die, Difference, Links, Parameters, Values
 from netslot.spec.policies import Quantity, Rate, RatesSection, quantity
 from netslot.spec.render import render
 
@@ -25,12 +25,13 @@ _QUEUE_SECONDS = 0.05
 """How long a packet may wait in a full queue before it is dropped."""
 
 
-def cast(section: RatesSection, *, values: Values) -> RatesDie:
+def cast(section: RatesSection, *, values: Values, links: Links = NO_LINKS) -> RatesDie:
     """The token buckets of a template, checked by working them out for one slot. SpecError for a value that is none.
 
     Limits of packets and connections are rules: :func:`nft_text`, for which :func:`numbers` has the values.
+    ``links`` are the indexes that links are known to have in a fresh slot; of others the kernel is asked.
     """
-    die = RatesDie(section, bool(values.get("guest_if")))
+    die = RatesDie(section, bool(values.get("guest_if")), links)
     die.queues(values)
     numbers(section, values)
     return die
@@ -52,6 +53,7 @@ class RatesDie:
 
     section: RatesSection
     inner: bool
+    links: Links
 
     @property
     def rules(self) -> int:
@@ -63,11 +65,12 @@ class RatesDie:
         return None
 
     def stamp(self, values: Values) -> None:
-        self._set_queues(values)
+        """Costs least while the links are down, as with :func:`netslot.kernel.tc.add_clsact`."""
+        self._set_queues(values, self.links)
 
     def bind(self, values: Values, parameters: Parameters) -> None:
         """Change rates in place: queues keep their packets."""
-        self._set_queues(values)
+        self._set_queues(values, NO_LINKS)
 
     def read(self, values: Values, parameters: Parameters) -> list[Difference]:
         differences: list[Difference] = []
@@ -85,7 +88,7 @@ class RatesDie:
         """As after a stamp: full buckets, empty queues. A bucket that is only changed keeps its debt."""
         with netlink.Socket() as sock:
             sock.execute([tc.del_root_queue(rtnetlink.link_index(sock, shape.link)) for shape in self.queues(values)])
-        self._set_queues(values)
+        self._set_queues(values, NO_LINKS)
 
     def queues(self, values: Values) -> list[_Shape]:
         """The token buckets of one slot."""
@@ -99,16 +102,16 @@ class RatesDie:
                 found.append(_Shape(link, amounts[0], amounts[1], amounts[1] + int(amounts[0] * _QUEUE_SECONDS)))
         return found
 
-    def _set_queues(self, values: Values) -> None:
+    def _set_queues(self, values: Values, known: Links) -> None:
         shapes = self.queues(values)
         if not shapes:
             return
         with netlink.Socket() as sock:
-            requests = [
-                tc.set_token_bucket(rtnetlink.link_index(sock, shape.link), shape.rate, shape.burst, shape.limit)
-                for shape in shapes
-            ]
-            sock.execute(requests)
+            indexes = [known.get(shape.link) or rtnetlink.link_index(sock, shape.link) for shape in shapes]
+            sock.execute(
+                tc.set_token_bucket(index, shape.rate, shape.burst, shape.limit)
+                for index, shape in zip(indexes, shapes, strict=True)
+            )
 
 
 def _amount(value: Quantity, values: Values, key: str) -> int:

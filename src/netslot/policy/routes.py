@@ -7,15 +7,15 @@ own addresses and default route are not the business of this policy. ``values["u
 from __future__ import annotations
 
 import errno
+import functools
 import socket
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_interface, ip_network
 
 from netslot.errors import KernelError, SpecError
 from netslot.kernel import fib, netlink, rtnetlink
-from netslot.policy.base import Difference, Parameters, Values
+from netslot.policy.base import NO_LINKS, Difference, Links, Parameters, Values
 from netslot.spec.policies import Route, RouteRule, RoutesSection, Tunnel
 from netslot.spec.render import render
 
@@ -24,9 +24,12 @@ _PROTOCOLS = {"": 0, "icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58}
 _VXLAN_ID, _VXLAN_GROUP, _VXLAN_LOCAL, _VXLAN_PORT, _VXLAN_GROUP6, _VXLAN_LOCAL6 = 1, 2, 4, 15, 16, 17
 
 
-def cast(section: RoutesSection, *, values: Values, defaults: Parameters) -> RoutesDie:
-    """Check a template by working it out for one slot; ``defaults`` is what ``stamp`` binds. SpecError otherwise."""
-    die = RoutesDie(section, defaults)
+def cast(section: RoutesSection, *, values: Values, defaults: Parameters, links: Links = NO_LINKS) -> RoutesDie:
+    """Check a template by working it out for one slot; ``defaults`` is what ``stamp`` binds. SpecError otherwise.
+
+    ``links`` are the indexes that links are known to have in a fresh slot; of others the kernel is asked.
+    """
+    die = RoutesDie(section, defaults, links)
     names = {values["uplink_if"], values.get("guest_if", ""), *(tunnel.name for tunnel in section.tunnels)}
     die.wanted_routes(values, defaults, dict.fromkeys(names, 1))
     die.wanted_rules(values)
@@ -39,6 +42,7 @@ class RoutesDie:
 
     section: RoutesSection
     defaults: Parameters
+    links: Links
 
     @property
     def rules(self) -> int:
@@ -52,7 +56,7 @@ class RoutesDie:
     def stamp(self, values: Values) -> None:
         with netlink.Socket() as sock:
             self._make_tunnels(sock, values)
-            links = _links(self.section, values)
+            links = _links(self.section, values, self.links)
             requests = [fib.add_route(route) for route in self.wanted_routes(values, self.defaults, links)]
             sock.execute(requests + [fib.add_rule(rule) for rule in self.wanted_rules(values)])
 
@@ -95,17 +99,17 @@ class RoutesDie:
         requests += [fib.delete_route(route) for route in surplus if _key(route) not in keys]
         sock.execute(requests)
 
-    def wanted_routes(self, values: Values, parameters: Parameters, links: Mapping[str, int]) -> list[fib.Route]:
+    def wanted_routes(self, values: Values, parameters: Parameters, links: Links) -> list[fib.Route]:
         """The routes of one slot; ``links`` are the indexes of the interfaces that they name."""
-        return [
-            _route(entry, to, values, links)
-            for entry in self.section.routes
-            for to in _destinations(entry.to, values, parameters)
-        ]
+        return [route for entry in self.section.routes for route in _routes(entry, values, parameters, links)]
 
     def wanted_rules(self, values: Values) -> list[fib.Rule]:
         """The routing rules of one slot."""
-        return [rule for entry in self.section.rules for rule in _rules(entry, values)]
+        found: list[fib.Rule] = []
+        for entry in self.section.rules:
+            texts = (entry.source, entry.destination, entry.ports, entry.input)
+            found += _rules(entry, *(_rendered(text, values) for text in texts))
+        return found
 
     def _make_tunnels(self, sock: netlink.Socket, values: Values) -> None:
         for tunnel in self.section.tunnels:
@@ -127,10 +131,10 @@ def _rendered(text: str, values: Values) -> str:
     return render(text, values, file="[routes]")
 
 
-def _links(section: RoutesSection, values: Values) -> dict[str, int]:
+def _links(section: RoutesSection, values: Values, known: Links = NO_LINKS) -> Links:
     names = {_rendered(entry.device, values) for entry in section.routes if entry.kind == "unicast"}
-    found: dict[str, int] = {}
-    for name in names:
+    found = {name: known[name] for name in names & known.keys()}
+    for name in names - known.keys():
         try:
             found[name] = socket.if_nametoindex(name)
         except OSError as error:
@@ -145,18 +149,31 @@ def _destinations(to: str, values: Values, parameters: Parameters) -> list[str]:
     return [{"default": "0.0.0.0/0", "default6": "::/0"}.get(text, text)]
 
 
-def _route(entry: Route, to: str, values: Values, links: Mapping[str, int]) -> fib.Route:
-    key = f"routes.routes to {entry.to}"
+def _routes(entry: Route, values: Values, parameters: Parameters, links: Links) -> list[fib.Route]:
     gateways = (entry.via,) if isinstance(entry.via, str) else entry.via
-    device = _rendered(entry.device, values)
+    via = tuple(_rendered(text, values) for text in gateways if text)
+    device, source = _rendered(entry.device, values), _rendered(entry.source, values)
     if entry.kind == "unicast" and device not in links:
-        raise SpecError(f"the slot has no link {device!r}", key=key, hint=f"it has: {', '.join(sorted(links))}")
+        hint = f"it has: {', '.join(sorted(links))}"
+        raise SpecError(f"the slot has no link {device!r}", key=_key_of(entry), hint=hint)
+    index = links[device] if entry.kind == "unicast" else 0
+    return [_route(entry, to, via, index, source) for to in _destinations(entry.to, values, parameters)]
+
+
+def _key_of(entry: Route) -> str:
+    return f"routes.routes to {entry.to}"
+
+
+@functools.lru_cache(maxsize=1024)
+def _route(entry: Route, to: str, gateways: tuple[str, ...], device: int, preferred: str) -> fib.Route:
+    """Most routes are the same in all slots, so that working them out once is enough; here and below."""
+    key = _key_of(entry)
     try:
         destination = ip_network(to)
-        via = [ip_address(_rendered(text, values)) for text in gateways if text]
+        via = [ip_address(text) for text in gateways]
         # An entry that a list fills serves both families: each destination takes the gateways of its own.
         own = tuple(gateway for gateway in via if gateway.version == destination.version)
-        source = ip_address(_rendered(entry.source, values)) if entry.source else None
+        source = ip_address(preferred) if preferred else None
     except ValueError as error:
         raise SpecError(str(error), key=key) from None
     if via and not own:
@@ -168,7 +185,7 @@ def _route(entry: Route, to: str, values: Values, links: Mapping[str, int]) -> f
         destination=destination,
         kind=fib.KINDS[entry.kind],
         gateways=own if entry.kind == "unicast" else (),
-        device=links[device] if entry.kind == "unicast" else 0,
+        device=device,
         source=source,
         table=entry.table,
         metric=entry.metric,
@@ -177,12 +194,13 @@ def _route(entry: Route, to: str, values: Values, links: Mapping[str, int]) -> f
     )
 
 
-def _rules(entry: RouteRule, values: Values) -> list[fib.Rule]:
+@functools.lru_cache(maxsize=1024)
+def _rules(entry: RouteRule, sender: str, receiver: str, range_: str, link: str) -> tuple[fib.Rule, ...]:
     key = f"routes.rules priority {entry.priority}"
     try:
-        source = ip_network(_rendered(entry.source, values)) if entry.source else None
-        destination = ip_network(_rendered(entry.destination, values)) if entry.destination else None
-        low, _, high = _rendered(entry.ports, values).partition("-")
+        source = ip_network(sender) if sender else None
+        destination = ip_network(receiver) if receiver else None
+        low, _, high = range_.partition("-")
         ports = (int(low), int(high or low)) if low else None
     except ValueError as error:
         raise SpecError(str(error), key=key) from None
@@ -191,7 +209,7 @@ def _rules(entry: RouteRule, values: Values) -> list[fib.Rule]:
     versions = {net.version for net in (source, destination) if net is not None} or {entry.family} - {0} or {4, 6}
     if len(versions) == 2 and (source or destination):
         raise SpecError("source and destination are of two families", key=key)
-    return [
+    return tuple(
         fib.Rule(
             family=socket.AF_INET if version == 4 else socket.AF_INET6,
             priority=entry.priority,
@@ -200,12 +218,12 @@ def _rules(entry: RouteRule, values: Values) -> list[fib.Rule]:
             source=source,
             destination=destination,
             mark=entry.mark,
-            input=_rendered(entry.input, values),
+            input=link,
             protocol=_PROTOCOLS[entry.protocol],
             ports=ports,
         )
         for version in sorted(versions)
-    ]
+    )
 
 
 def _tunnel_request(tunnel: Tunnel, values: Values) -> netlink.Request:

@@ -23,6 +23,9 @@ def render(text: str, values: Mapping[str, str], *, file: str) -> str:
     Raises SpecError with the line of the first variable that has no value.
     """
 
+    if "${" not in text:
+        return text
+
     def value(match: re.Match[str]) -> str:
         if match[0] == "$${":
             return "${"
