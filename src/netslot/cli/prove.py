@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from netslot.cli.audit import read_dumps, read_tenants
-from netslot.cli.split import host_addresses
-from netslot.errors import HostError, UsageError
+from netslot.cli.split import REFUSED, host_addresses
+from netslot.errors import HostError, RefusedError, UsageError
 from netslot.rulesets.attribute import attribute
 from netslot.rulesets.model import Dump
 
@@ -90,9 +90,9 @@ def _replay(dump: Dump, world: Places, after: Arrangement, files: Mapping[str, s
 
 
 def read_directory(directory: Path) -> dict[str, str]:
-    """All files of a directory that ``netslot split`` wrote, by name. Raises UsageError."""
+    """All files of a directory that ``netslot split`` wrote, by name. Raises UsageError, RefusedError."""
     try:
-        return {
+        files = {
             path.name: path.read_text(encoding="utf-8", errors="surrogateescape")
             for path in sorted(directory.iterdir())
             if path.is_file() and path.name != "report.json"
@@ -101,6 +101,15 @@ def read_directory(directory: Path) -> dict[str, str]:
         raise UsageError(
             f"{directory}: {error.strerror}", hint="give the directory that netslot split wrote"
         ) from None
+    refused = files.get(REFUSED)
+    if refused is not None:
+        reasons = refused.splitlines()
+        more = f" (and {len(reasons) - 1} more in {directory / REFUSED})" if len(reasons) > 1 else ""
+        raise RefusedError(
+            f"the split was refused, so there is nothing to go by: {''.join(reasons[:1])}{more}",
+            hint="run netslot split again once the reasons are gone; it takes that file away",
+        )
+    return files
 
 
 def _print(answer: dict[str, Any], scenarios: int) -> None:

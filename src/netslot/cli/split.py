@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -19,6 +20,11 @@ from netslot.rulesets.split import split as split_dump
 from netslot.rulesets.values import address
 
 _SHOWN = 8
+REFUSED = "refused.txt"
+"""Stands in the directory of a split that was refused: the reasons, a line each."""
+_OURS = re.compile(
+    r"(?:root|before)\.rules6?|root\.sets6?|publish\.nft6?|class\d+\.rules6?|(?:tenants|report)\.json|netslot\.toml|refused\.txt"
+)
 
 
 @click.command("split")
@@ -103,9 +109,16 @@ def host_addresses(texts: tuple[str, ...]) -> list[tuple[Family, int]]:
 
 
 def _write(directory: Path, result: Split) -> None:
+    """The files, and none that an earlier split left: each of those would be taken for a part of this one."""
+    files = dict(result.files)
+    if result.refused:
+        files[REFUSED] = "".join(f"{reason}\n" for reason in result.refused)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for name, text in result.files.items():
+        for path in directory.iterdir():
+            if _OURS.fullmatch(path.name) and path.name not in files and path.is_file():
+                path.unlink()
+        for name, text in files.items():
             (directory / name).write_text(text, encoding="utf-8", errors="surrogateescape")
     except OSError as error:
         raise UsageError(f"{directory}: {error.strerror}") from None

@@ -29,7 +29,6 @@ from netslot.rulesets.proof.places import Places
 from netslot.rulesets.proof.prover import aligned, both_sides, classes_of
 from netslot.rulesets.proof.samples import Sample, samples
 from netslot.rulesets.write import write
-from netslot.spec.render import render
 
 MOST_PLAYERS = 24
 
@@ -100,14 +99,13 @@ def _players(classes: Sequence[int]) -> list[int]:
 
 
 def _rules_after(arrangement: Arrangement, files: Mapping[str, str], scene: Scene) -> Rules:
-    names = {"guest_if": arrangement.guest_if, "uplink_if": arrangement.uplink_if}
     slots = {}
     for tenant in scene.players:
         member = arrangement.members[tenant]
         for family in scene.families:
-            template = arrangement.templates[member.kind].get(family) if member.kind else None
-            if template is not None:
-                slots[tenant, family] = render(template, {**member.variables, **names}, file=member.kind)
+            text = arrangement.slot_text(member, family) if member.kind else None
+            if text is not None:
+                slots[tenant, family] = text
     return Rules(
         {family: files[ROOT[family]] for family in scene.families if ROOT[family] in files},
         slots,

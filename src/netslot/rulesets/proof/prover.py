@@ -148,6 +148,8 @@ def _mismatches(dump: Dump, places: Places, arrangement: Arrangement) -> list[st
     for ruleset in dump.rulesets:
         if ruleset.family not in arrangement.root:
             found.append(f"the directory has no root ruleset for IPv{ruleset.family}")
+    for family in sorted(arrangement.root.keys() - {ruleset.family for ruleset in dump.rulesets}):
+        found.append(f"the directory has rules for IPv{family}, and the dump has none: give that dump too")
     return found[:20]
 
 
