@@ -10,16 +10,16 @@ from netslot.cli.main import Context
 
 
 @click.command("exec", context_settings={"ignore_unknown_options": True})
-@click.argument("slot", type=click.IntRange(min=1))
+@click.argument("slot", metavar="SLOT")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("--as-tenant", is_flag=True, help="Without CAP_NET_ADMIN, CAP_NET_RAW and CAP_SYS_ADMIN.")
 @click.pass_context
-def command(context: click.Context, slot: int, command: tuple[str, ...], as_tenant: bool) -> None:
+def command(context: click.Context, slot: str, command: tuple[str, ...], as_tenant: bool) -> None:
     """Run COMMAND in SLOT's namespace, and in its cgroup where it has one; its exit status is passed on.
 
-    In a slot of attachment veth, the command runs in the workload's own namespace. It keeps your capabilities,
-    so that you can look around; start a process slot's workload with --as-tenant, which takes away what could
-    change the slot's rules or pass them by.
+    SLOT is a number, or a tenant of the roster. In a slot of attachment veth, the command runs in the workload's own
+    namespace. It keeps your capabilities, so that you can look around; start a process slot's workload with
+    --as-tenant, which takes away what could change the slot's rules or pass them by.
 
     \b
     Examples:
@@ -28,7 +28,7 @@ def command(context: click.Context, slot: int, command: tuple[str, ...], as_tena
     """
     options: Context = context.obj
     with options.host() as host:
-        process = host.start(slot, command, as_tenant=as_tenant)
+        process = host.start(host.number(slot), command, as_tenant=as_tenant)
     # Whoever ends netslot means the command. A terminal's Ctrl-C reaches that by itself, and is its own affair.
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     signal.signal(signal.SIGINT, lambda *_: None)

@@ -30,8 +30,18 @@ def command(options: Context, state: str | None, class_name: str | None) -> None
     if options.json:
         print_json([slot.fields for slot in chosen])
         return
+    named = any(slot.tenant is not None for slot in chosen)
     rows = [
-        (slot.number, slot.netns, slot.address, slot.class_name, slot.state, slot.owner or slot.reason)
+        (
+            slot.number,
+            *((slot.tenant or "",) if named else ()),
+            slot.netns,
+            slot.address,
+            slot.class_name,
+            slot.state,
+            slot.owner or slot.reason,
+        )
         for slot in chosen
     ]
-    click.echo(table(("slot", "netns", "address", "class", "state", "owner"), rows))
+    head = ("slot", *(("tenant",) if named else ()), "netns", "address", "class", "state", "owner")
+    click.echo(table(head, rows))

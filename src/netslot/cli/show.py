@@ -11,10 +11,12 @@ from netslot.cli.output import print_json
 
 
 @click.command("show")
-@click.argument("slot", type=click.IntRange(min=1))
+@click.argument("slot", metavar="SLOT")
 @click.pass_obj
-def command(options: Context, slot: int) -> None:
+def command(options: Context, slot: str) -> None:
     """Show SLOT: its links and addresses, its rules with counters, its lease, what a workload needs to attach.
+
+    A slot of a roster goes by its tenant's name too.
 
     \b
     Examples:
@@ -22,7 +24,7 @@ def command(options: Context, slot: int) -> None:
       netslot --json show 17
     """
     with options.host() as host:
-        fields = host.show(slot)
+        fields = host.show(host.number(slot))
     if options.json:
         print_json(fields)
         return

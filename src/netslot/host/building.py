@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from netslot.errors import KernelError, NetslotError, RefusedError, SpecError, UsageError
-from netslot.host import lint, root, root_forwarding, slots
+from netslot.host import lint, root, root_forwarding, root_given, slots
 from netslot.host.engine import Engine, read_tag
 from netslot.host.ledger import SlotRecord, clock
 from netslot.host.links import DOOMED_GROUP, ROOT_GROUP
-from netslot.host.plan import SlotPlan, parse_tag
+from netslot.host.plan import SlotPlan, own_values, parse_tag
 from netslot.host.slots import NotCleanError, Template, Workshop
 from netslot.kernel import cgroupfs, netns, sockets
 from netslot.kernel import rtnetlink as rt
@@ -70,6 +70,7 @@ def up(
     started = time.perf_counter()
     lint.refuse(spec)
     engine.run(lambda _: root_forwarding.current(spec))  # there is an uplink
+    engine.run(lambda _: root_given.refuse(spec))
     ledger = engine.create()
     with engine.exclusive():
         before = {key: ledger.get(key) or "" for key in ("spec", "spec_digest")}
@@ -158,29 +159,47 @@ class _Builder:
 
     def _refuse_foreign_links(self, workshop: Workshop) -> None:
         """Building removes a link that a dying slot left in root; one of that name must not be somebody else's."""
+        own = {one.link: one for each in self.spec.classes.values() for one in (each.residents or {}).values()}
         for link in rt.links(workshop.root):
+            tag = parse_tag(link.alias)
+            if link.name in own and (tag is None or tag[0] != self.engine.host_id):
+                raise NetslotError(
+                    f"root has a link {link.name} already, which {own[link.name].name}'s slot is to have",
+                    hint=f"ip link del {link.name}, once {own[link.name].name}'s workload no longer needs it",
+                )
             digits = link.name.removeprefix(self.spec.prefix)
             if digits != link.name and digits.isdecimal() and link.group not in (ROOT_GROUP, DOOMED_GROUP):
                 raise NetslotError(f"root's link {link.name} is not netslot's", hint="use another prefix")
 
     def remove_surplus(self, workshop: Workshop) -> None:
         """Free slots that the spec no longer has go; leased ones stay until they are released."""
+        self._remove(workshop, [one.slot for one in self.ledger.slots("free", "quarantined") if self._left(one)])
         built = {record.slot: record.class_name for record in self.ledger.slots()}
         for class_name, count in self.spec.surplus(built).items():
             spare = [r for r in self.ledger.slots("free", "quarantined") if r.class_name == class_name]
-            doomed = [record.slot for record in spare[-count:]] if count else []
-            claimed = self.ledger.claim_many(doomed, "free", "quarantined")
-            for some in self._each("removing", list(batched(claimed, _TOGETHER))):
-                remove(self.engine, workshop, some)
-                self.ledger.forget(some)
+            self._remove(workshop, [record.slot for record in spare[-count:]] if count else [])
+
+    def _left(self, record: SlotRecord) -> bool:
+        """Whether a slot was some resident's who left the roster, or has other values now: it is built anew then."""
+        each = self.spec.classes.get(record.class_name)
+        if each is None or each.residents is None:
+            return False
+        resident = each.residents.get(record.slot)
+        return resident is None or own_values(record.digest) != resident.digest
+
+    def _remove(self, workshop: Workshop, doomed: Sequence[int]) -> None:
+        claimed = self.ledger.claim_many(doomed, "free", "quarantined")
+        for some in self._each("removing", list(batched(claimed, _TOGETHER))):
+            remove(self.engine, workshop, some)
+            self.ledger.forget(some)
 
     def refresh(self, workshop: Workshop) -> None:
         """Restamp free slots whose template changed; clean dirty ones; rebuild those in quarantine."""
-        wanted = {name: each.digest for name, each in self.spec.classes.items()}
         stale = [
             record
             for record in self.ledger.slots("free", "dirty", "quarantined")
-            if record.class_name in wanted and (record.state != "free" or record.digest != wanted[record.class_name])
+            if self.spec.has(record.slot, record.class_name)
+            and (record.state != "free" or record.digest != self.spec.digest(record.slot, record.class_name))
         ]
         if not stale:
             return
@@ -206,7 +225,7 @@ class _Builder:
                     slots.recycle(plan, template, workshop, lambda inode: processes.get(inode, []))
                 except (NotCleanError, KernelError):
                     rebuild(self.engine, plan, template, workshop)
-            self.ledger.settle(plan.number, plan.of.digest, ready_at=clock())
+            self.ledger.settle(plan.number, plan.digest, ready_at=clock())
         except NetslotError as error:
             self.ledger.quarantine(plan.number, str(error))
 
@@ -222,7 +241,7 @@ class _Builder:
             for number, class_name in self._each("building", wanted):
                 plan = self.engine.plan(number, class_name)
                 workshop.build(plan, self.engine.template(class_name))
-                done.append((number, class_name, plan.of.digest))
+                done.append((number, class_name, plan.digest))
                 if len(done) == _BATCH:
                     self.ledger.add(done)
                     done = []
@@ -237,7 +256,7 @@ class _Builder:
             started = time.perf_counter()
             plan = self.engine.plan(number, class_name)
             workshop.build(plan, self.engine.template(class_name))
-            self.ledger.add([(number, class_name, plan.of.digest)])
+            self.ledger.add([(number, class_name, plan.digest)])
             observe(time.perf_counter() - started)
         return len(wanted)
 
@@ -291,10 +310,13 @@ def batched(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     return (items[at : at + size] for at in range(0, len(items), size))
 
 
-def remove(engine: Engine, workshop: Workshop, numbers: Sequence[int]) -> None:
-    """Remove whatever there is of slots: links, pins, cgroups and who is in these. Absence is success."""
+def remove(engine: Engine, workshop: Workshop, numbers: Sequence[int], ends: Mapping[int, int] | None = None) -> None:
+    """Remove whatever there is of slots: links, pins, cgroups and who is in these. Absence is success.
+
+    ``ends``: the index of root's end of the link by slot number, where somebody has just looked.
+    """
     names = [engine.spec.name(number) for number in numbers]
-    workshop.destroy(names)
+    workshop.destroy(names, {engine.spec.name(number): index for number, index in (ends or {}).items()})
     for parent in {each.cgroup.parent for each in engine.spec.classes.values() if each.cgroup is not None}:
         for name in names:
             if cgroupfs.populated(f"{parent}/{name}"):
@@ -336,15 +358,17 @@ def _take_down(engine: Engine, workshop: Workshop, progress: Progress | None) ->
             tag = read_tag(name)
             if tag is not None and tag[0] == engine.host_id:
                 known.add(number)
+    ends: dict[int, int] = {}
     for link in rt.links(workshop.root):
         tag = parse_tag(link.alias)
         if tag is not None and tag[0] == engine.host_id:
-            known.add(tag[1])
+            ends[tag[1]] = link.ifindex
+    known |= ends.keys()
     done = 0
     for some in batched(sorted(known), _TOGETHER):
         if progress is not None:
             progress("removing", done, len(known))
-        remove(engine, workshop, some)
+        remove(engine, workshop, some, ends)
         done += len(some)
     if progress is not None:
         progress("removing", done, len(known))

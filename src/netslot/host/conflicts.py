@@ -80,9 +80,10 @@ def _is_slot(spec: HostSpec, name: str) -> bool:
 
 
 def _names(spec: HostSpec, links: list[rtnetlink.Link]) -> Iterator[Finding]:
-    taken = [link for link in links if _is_slot(spec, link.name)]
+    own_links = {one.link for each in spec.classes.values() for one in (each.residents or {}).values()}
+    taken = [link for link in links if _is_slot(spec, link.name) or link.name in own_links]
     foreign = [link.name for link in taken if parse_tag(link.alias) is None]
-    why = "slots' names begin like that, and netslot removes nothing that it did not make"
+    why = "slots' links are to be called that, and netslot removes nothing that it did not make"
     fix = 'prefix = "..." in the spec, or remove them: ip link del '
     if foreign:
         yield Finding("error", f"links that are not netslot's: {_some(foreign)}", why, fix + foreign[0])
@@ -126,7 +127,7 @@ def _routes(spec: HostSpec, links: list[rtnetlink.Link], routes: list[rtnetlink.
 
 def _forward(spec: HostSpec, rules: str) -> Iterator[Finding]:
     for policy in forward_policies():
-        if policy.family == "ip6" and spec.addresses.pool6 is None:
+        if policy.family == "ip6" and not spec.ipv6:
             continue
         what = f"{policy.chain} drops forwarded packets by policy"
         if policy.is_iptables:
@@ -139,7 +140,8 @@ def _forward(spec: HostSpec, rules: str) -> Iterator[Finding]:
             yield Finding("warning", what, why, fix)
     if "firewalld" in rules:
         why = "it rejects what is forwarded between zones that it was not told about"
-        fix = f"firewall-cmd --permanent --zone=trusted --add-source={spec.addresses.pool} && firewall-cmd --reload"
+        pool = spec.addresses.pool or "NETWORK"
+        fix = f"firewall-cmd --permanent --zone=trusted --add-source={pool} && firewall-cmd --reload"
         yield Finding("warning", "firewalld's rules are loaded", why, fix)
 
 

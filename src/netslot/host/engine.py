@@ -24,7 +24,8 @@ from netslot.kernel import netns
 from netslot.kernel import rtnetlink as rt
 from netslot.kernel.netlink import Socket
 from netslot.spec.load import parse
-from netslot.spec.model import HostSpec
+from netslot.spec.model import ClassSpec, HostSpec
+from netslot.spec.roster import numbered
 
 T = TypeVar("T")
 
@@ -211,14 +212,16 @@ class Engine:
             if self._spec is None or digest != self._spec_digest:
                 saved = json.loads(self.ledger.get("spec") or "")
                 path = Path(saved["file"])
-                self._spec = parse(saved["text"], path, slots=saved["slots"], files=saved["files"])
+                self._spec = parse(
+                    saved["text"], path, slots=saved["slots"], files=saved["files"], numbers=saved.get("numbers")
+                )
                 self._spec_digest = digest
                 self._templates.clear()
             return self._spec
 
     def keep_spec(self, spec: HostSpec, slots: int | None) -> None:
-        """Make ``spec`` the host's."""
-        files = list(spec.root.rules.files)
+        """Make ``spec`` the host's. Tenants of its roster keep the slots that they have here."""
+        files = [*spec.root.rules.files, *spec.root.published, *([spec.roster] if spec.roster is not None else [])]
         for each in spec.classes.values():
             files += each.rules.files if each.rules is not None else ()
         source = {
@@ -226,9 +229,18 @@ class Engine:
             "text": spec.file.read_text(encoding="utf-8"),
             "slots": slots,
             "files": {file.name: file.text for file in files},
+            "numbers": self._numbers(spec),
         }
         text = json.dumps(source)
         self.ledger.put(spec=text, spec_digest=hashlib.sha256(text.encode()).hexdigest())
+
+    def _numbers(self, spec: HostSpec) -> dict[str, int]:
+        """The slots of the roster's tenants: the ones that they had, or else numbers that are free."""
+        built = {record.slot for record in self.ledger.slots()}
+        before: dict[str, int] = json.loads(self.ledger.get("spec") or "{}").get("numbers", {})
+        # Whoever left the roster while the slot was in use finds it again on coming back.
+        kept = {name: number for name, number in before.items() if number in built and name not in spec.by_tenant}
+        return kept | numbered(list(spec.by_tenant), before, built | set(kept.values()))
 
     @property
     def slots_override(self) -> int | None:
@@ -236,13 +248,21 @@ class Engine:
         slots: int | None = json.loads(self.ledger.get("spec") or "{}").get("slots")
         return slots
 
-    def plan(self, number: int, class_name: str) -> SlotPlan:
+    def class_spec(self, name: str) -> ClassSpec:
         """UsageError when the spec has no such class (any more)."""
         spec = self.spec
-        if class_name not in spec.classes:
+        if name not in spec.classes:
             known = ", ".join(spec.classes)
-            raise UsageError(f"the host has no class {class_name!r}", hint=f"its classes: {known}")
-        return SlotPlan(spec, spec.classes[class_name], number, self.host_id)
+            raise UsageError(f"the host has no class {name!r}", hint=f"its classes: {known}")
+        return spec.classes[name]
+
+    def plan(self, number: int, class_name: str) -> SlotPlan:
+        """UsageError when the spec has no such class, or its roster nobody with such a slot (any more)."""
+        spec, of = self.spec, self.class_spec(class_name)
+        if not spec.has(number, class_name):
+            hint = "release it; netslot up removes it then"
+            raise UsageError(f"the roster has nobody any more whose slot is {number}", hint=hint)
+        return SlotPlan(spec, of, number, self.host_id)
 
     def template(self, class_name: str) -> Template:
         """The class's dies; cast when first asked for."""

@@ -23,6 +23,7 @@ from netslot.host.leasing import Lease
 from netslot.host.ledger import LeaseRecord, SlotRecord
 from netslot.host.verifying import Report
 from netslot.kernel import cgroupfs, netns, sys
+from netslot.spec import roster
 from netslot.spec.load import load
 from netslot.spec.model import HostSpec
 
@@ -39,6 +40,8 @@ class Slot:
     netns_path: str
     address: str
     owner: str | None
+    tenant: str | None = None
+    """Whose slot it is, where it is one of the roster's."""
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -51,6 +54,8 @@ class Slot:
             "state": self.state,
             "class": self.class_name,
         }
+        if self.tenant is not None:
+            fields["tenant"] = self.tenant
         if self.owner is not None:
             fields["owner"] = self.owner
         if self.reason:
@@ -142,9 +147,24 @@ class Host:
     def _slot(self, record: SlotRecord, owner: str | None) -> Slot:
         spec = self._engine.spec
         name = spec.name(record.slot)
-        address = str(spec.addresses.pair(record.slot)[1].ip)
-        path = str(netns.NETNS_DIR / name)
-        return Slot(record.slot, record.class_name, record.state, record.reason, name, path, address, owner)
+        resident = spec.resident(record.slot, record.class_name)
+        if resident is not None:
+            address = roster.plain(resident.addresses[0])
+        elif spec.addresses.pool is not None:
+            address = str(spec.addresses.pair(record.slot)[1].ip)
+        else:
+            address = ""  # its tenant has left the roster
+        path, tenant = str(netns.NETNS_DIR / name), resident.name if resident is not None else None
+        return Slot(record.slot, record.class_name, record.state, record.reason, name, path, address, owner, tenant)
+
+    def number(self, slot: str) -> int:
+        """The number of a slot that is named by number or by the tenant whose it is. UsageError for neither."""
+        own = self._engine.spec.by_tenant.get(slot)
+        if own is not None:
+            return own[0]
+        if slot.isdecimal() and int(slot) > 0:
+            return int(slot)
+        raise UsageError(f"there is no slot {slot}", hint="netslot ls lists them")
 
     def attachment(self, number: int) -> dict[str, Any]:
         """What a workload needs to attach to a slot: names, addresses, MACs."""

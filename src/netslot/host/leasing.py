@@ -20,6 +20,7 @@ from netslot.host.slots import NotCleanError, Workshop
 from netslot.kernel import netns, sockets
 from netslot.policy.base import Parameters, Values
 from netslot.spec.parameters import Bound
+from netslot.spec.roster import Resident
 
 _POLL = 0.01
 
@@ -74,6 +75,8 @@ class Lease:
 
 def attachment_fields(plan: SlotPlan) -> dict[str, Any]:
     """What a workload needs to know to attach to the slot; addresses without prefix lengths."""
+    if plan.resident is not None:
+        return _resident_fields(plan, plan.resident)
     values, attachment = plan.values, plan.of.attachment
     inner = plan.guest_if is not None
     gateway = values["gateway"] if inner else values["root_address"]
@@ -114,6 +117,44 @@ def attachment_fields(plan: SlotPlan) -> dict[str, Any]:
     return fields
 
 
+def _resident_fields(plan: SlotPlan, resident: Resident) -> dict[str, Any]:
+    """As :func:`attachment_fields`: the tenant has the addresses and gateways that the roster says."""
+    attachment, values = plan.of.attachment, plan.values
+    addresses, gateways = resident.first_addresses(), resident.first_gateways()
+    guest = plan.wiring.guest
+    tap = plan.guest_if if attachment.kind == "tap" else None
+    fields: dict[str, Any] = {
+        "tenant": resident.name,
+        "netns": plan.netns,
+        "netns_path": str(netns.NETNS_DIR / plan.netns),
+        "attachment": attachment.kind,
+        "tap": tap,
+        "guest_address": addresses.get(4),
+        "gateway": gateways.get(4),
+        "prefix_length": 32,
+        "slot_address": addresses.get(4),
+        "guest_mac": values.get("guest_mac") if guest is not None else values["uplink_mac"],
+        "gateway_mac": attachment.gateway_mac if guest is not None else values["root_mac"],
+        "mtu": attachment.mtu,
+        "cgroup": values.get("cgroup"),
+        "dns": [str(server) for server in plan.addresses.dns],
+    }
+    if plan.ipv6:
+        fields |= {
+            "guest_address6": addresses.get(6),
+            "gateway6": gateways.get(6) or (str(guest.own[0].ip) if guest is not None else None),
+            "slot_address6": addresses.get(6),
+        }
+    if plan.inner_netns is not None:
+        fields["workload_netns"] = plan.inner_netns
+        fields["workload_netns_path"] = str(netns.NETNS_DIR / plan.inner_netns)
+    if tap is not None:
+        fields["firecracker"] = {"iface_id": "eth0", "host_dev_name": tap} | (
+            {"guest_mac": resident.mac} if resident.mac is not None else {}
+        )
+    return fields
+
+
 def split(bound: Mapping[str, Bound], plan: SlotPlan) -> tuple[Values, Parameters]:
     """Bound parameters as dies take them: scalars among the slot's values, lists apart."""
     scalars = {name: value for name, value in bound.items() if isinstance(value, str)}
@@ -131,7 +172,7 @@ def acquire(
     ttl: float | None = None,
     uid: int | None = None,
 ) -> Lease | None:
-    """Lease a slot to ``owner``; an owner that holds one gets the same again.
+    """Lease a slot to ``owner``; an owner that holds one gets the same again, and one of the roster its own.
 
     All parameters hold before this returns. None when no slot is free; with ``wait``, only after that many
     seconds, and those who ask are served in the order in which they came. UsageError for a class or parameter
@@ -139,7 +180,7 @@ def acquire(
     """
     request = Request(owner, class_name, params or {}, os.getuid() if uid is None else uid, ttl)
     deadline = time.monotonic() + wait
-    ticket = engine.ledger.queue_up(class_of(engine, class_name)) if wait > 0 else None
+    ticket = engine.ledger.queue_up(queue_of(engine, owner, class_name)) if wait > 0 else None
     try:
         while True:
             lease = grant(engine, request, ticket)
@@ -167,9 +208,26 @@ class Request:
     holder: str = ""
 
 
-def class_of(engine: Engine, name: str | None) -> str:
-    """The class ``name``, or the spec's first."""
-    return name or next(iter(engine.spec.classes))
+def class_of(engine: Engine, owner: str, name: str | None) -> tuple[str, int | None]:
+    """The class ``name``, or where the owner's slot is if the roster has one, or the spec's first; and that slot.
+
+    UsageError where the class's slots are others'.
+    """
+    spec = engine.spec
+    own = spec.by_tenant.get(owner)
+    if own is not None and name in (None, own[1]):
+        return own[1], own[0]
+    chosen = name or next((each.name for each in spec.classes.values() if each.residents is None), None)
+    if chosen is None or (chosen in spec.classes and spec.classes[chosen].residents is not None):
+        hint = "an owner gets the slot that the roster has under its name"
+        raise UsageError(f"the roster has no slot for {owner}" + (f" in class {name}" if name else ""), hint=hint)
+    return chosen, None
+
+
+def queue_of(engine: Engine, owner: str, name: str | None) -> str:
+    """Where to wait for a slot: with all who want one of the class, or alone for one's own."""
+    chosen, own = class_of(engine, owner, name)
+    return chosen if own is None else f"{chosen} {own}"
 
 
 def grant(engine: Engine, request: Request, ticket: int | None = None) -> Lease | None:
@@ -179,8 +237,8 @@ def grant(engine: Engine, request: Request, ticket: int | None = None) -> Lease 
     """
     if not request.owner or len(request.owner) > 200:
         raise UsageError("an owner is a text of 1 to 200 characters")
-    name = class_of(engine, request.class_name)
-    of = engine.plan(1, name).of
+    name, only = class_of(engine, request.owner, request.class_name)
+    of = engine.class_spec(name)
     bound = of.bind(request.params)
     binding = any(bound[key] != of.parameters[key].default for key in request.params)
     record, new = engine.ledger.acquire(
@@ -193,6 +251,7 @@ def grant(engine: Engine, request: Request, ticket: int | None = None) -> Lease 
         ttl=request.ttl,
         holder=request.holder,
         ticket=ticket,
+        only=only,
     )
     if record is None:
         return None
@@ -263,7 +322,7 @@ def update(engine: Engine, lease: str, params: Mapping[str, object]) -> Lease:
         with engine.holding(record.slot):
             current = _existing(engine, lease)
             slot = engine.ledger.slot(record.slot)
-            if slot is not None and slot.digest != plan.of.digest:
+            if slot is not None and slot.digest != plan.digest:
                 raise RefusedError(
                     f"slot {record.slot} has the template of before the last reload",
                     hint="release it, acquire another",
@@ -348,5 +407,5 @@ def clean_one(engine: Engine, workshop: Workshop, record: SlotRecord, processes:
         except NetslotError as error:
             engine.ledger.quarantine(record.slot, f"{reason}; and it cannot be rebuilt: {error}")
             return False
-    engine.ledger.settle(record.slot, plan.of.digest, ready_at=clock() + engine.spec.hold_down)
+    engine.ledger.settle(record.slot, plan.digest, ready_at=clock() + engine.spec.hold_down)
     return True

@@ -259,8 +259,9 @@ class Ledger:
         ttl: float | None = None,
         holder: str = "",
         ticket: int | None = None,
+        only: int | None = None,
     ) -> tuple[LeaseRecord | None, bool]:
-        """Give ``owner`` the slot of ``class_name`` that has been free longest.
+        """Give ``owner`` the slot of ``class_name`` that has been free longest, or ``only`` this one.
 
         Returns the lease and whether it is new: an owner that holds one gets the same again. ``binding`` leaves
         the slot in that state until :meth:`bound`. (None, False) when no slot is ready, or somebody stands before
@@ -272,12 +273,12 @@ class Ledger:
             row = db.execute(f"{_LEASES} WHERE owner = ?", (owner,)).fetchone()
             if row is not None:
                 return _lease(row), False
-            if not _is_first(db, class_name, ticket):
+            if only is None and not _is_first(db, class_name, ticket):
                 return None, False
             row = db.execute(
                 "SELECT slot FROM slots WHERE class = ? AND state = 'free' AND ready_at <= ?"
-                " ORDER BY ready_at LIMIT 1",
-                (class_name, now),
+                f"{'' if only is None else ' AND slot = ?'} ORDER BY ready_at LIMIT 1",
+                (class_name, now, *([] if only is None else [only])),
             ).fetchone()
             if row is None:
                 return None, False

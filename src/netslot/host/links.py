@@ -8,13 +8,15 @@ from __future__ import annotations
 import errno
 import functools
 import socket
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import IPv6Network, ip_address, ip_interface
 from typing import NamedTuple, TypeVar
 
-from netslot.errors import KernelError
+from netslot.errors import KernelError, NetslotError
 from netslot.host.likeness import Likeness
-from netslot.host.plan import GUEST, INNER_UPLINK, LOOPBACK, UPLINK, SlotPlan, any_network
+from netslot.host.plan import GUEST, INNER_UPLINK, LOOPBACK, UPLINK, SlotPlan, any_network, parse_tag
+from netslot.host.wiring import METRIC, GuestLink
 from netslot.kernel import fib, steady, tun
 from netslot.kernel import rtnetlink as rt
 from netslot.kernel.netlink import Message, Request, Socket
@@ -24,11 +26,12 @@ from netslot.spec.model import ClassSpec, HostSpec
 T = TypeVar("T", rt.AddressRecord, rt.RouteRecord, rt.NeighbourRecord)
 
 ROOT_GROUP = 0x6E73
-"""The interface group of root's ends: lets a static rule name all slots' links at once."""
+"""The interface group of root's ends: lets a static rule name all slots' links; a resident may have another."""
 DOOMED_GROUP = 0x6E736478
 """The group of root's ends that are about to be removed."""
 
 _FORWARD = {rt.IPV4_DEVCONF_FORWARDING: 1, rt.IPV4_DEVCONF_ACCEPT_REDIRECTS: 0}
+_ANSWER = {**_FORWARD, rt.IPV4_DEVCONF_PROXY_ARP: 1}
 _DISABLE6 = slice(26 * 4, 27 * 4)  # DEVCONF_DISABLE_IPV6, linux/ipv6.h
 _MULTICAST6 = IPv6Network("ff00::/8")
 
@@ -39,12 +42,19 @@ def prepare(plan: SlotPlan, sysctls: Sysctls) -> None:
         sysctls.write("net/ipv6/conf/default/accept_ra", "0")
         sysctls.write("net/ipv6/conf/default/accept_redirects", "0")
         sysctls.write("net/ipv6/conf/all/forwarding", "1")
+        if plan.wiring.guest is not None and plan.wiring.guest.proxied:
+            sysctls.write("net/ipv6/conf/all/proxy_ndp", "1")
     else:
         sysctls.write("net/ipv6/conf/all/disable_ipv6", "1")  # also the default of links that come later
 
 
-def make_uplink(plan: SlotPlan, slot: Socket, root: Socket, root_fd: int) -> None:
-    """The veth to root (``root_fd``). A link of that name that a dying slot left behind there is removed first."""
+def make_uplink(plan: SlotPlan, slot: Socket, root: Socket, root_fd: int, and_then: Sequence[Request] = ()) -> None:
+    """The veth to root (``root_fd``). A link of that name that a dying slot left behind there is removed first.
+
+    What ``and_then`` asks for is done as soon as there is a link.
+
+    NetslotError when a resident's link is there and is not this slot's.
+    """
     values = plan.values
     pair = rt.veth(
         plan.uplink_if,
@@ -54,15 +64,32 @@ def make_uplink(plan: SlotPlan, slot: Socket, root: Socket, root_fd: int) -> Non
         mtu=plan.of.attachment.mtu,
         peer_netns=root_fd,
         peer_mac=values["root_mac"],
-        peer_group=ROOT_GROUP,
+        peer_group=root_group(plan),
     )
     try:
-        slot.execute([pair])
+        slot.execute([pair, *and_then])
     except KernelError as error:
         if error.errno != errno.EEXIST:
             raise
+        if plan.resident is not None:
+            _refuse_others(plan, root)
         root.execute([rt.delete_link(0, plan.root_if)._replace(ignore=(errno.ENODEV,))])
-        slot.execute([pair])
+        slot.execute([pair, *and_then])
+
+
+def root_group(plan: SlotPlan) -> int:
+    """The interface group of root's end."""
+    return plan.resident.group if plan.resident is not None and plan.resident.group else ROOT_GROUP
+
+
+def _refuse_others(plan: SlotPlan, root: Socket) -> None:
+    """A tenant's link has a name that people gave it: whoever has it is not always a slot that dies."""
+    there = next((link for link in rt.links(root) if link.name == plan.root_if), None)
+    tag = parse_tag(there.alias) if there is not None else None
+    if there is not None and (tag is None or tag[:2] != (plan.host_id, plan.number)):
+        owner = f"slot {tag[1]}'s" if tag is not None and tag[0] == plan.host_id else "not netslot's"
+        hint = f"ip link del {plan.root_if}, once nobody needs it; or another link for it in the roster"
+        raise NetslotError(f"root has a link {plan.root_if}, which is {owner}", hint=hint)
 
 
 def make_guest_link(plan: SlotPlan, slot: Socket, inner_fd: int | None) -> None:
@@ -106,7 +133,7 @@ def slot_side(plan: SlotPlan, *, born: bool = False) -> list[Request]:
     ``born`` leaves out what :func:`make_uplink` has just given the uplink: the kernel tells everybody of a MAC again
     even if it is the one that the link has.
     """
-    values = plan.values
+    values, wiring = plan.values, plan.wiring
     mtu = None if born else plan.of.attachment.mtu
     mac = None if born else values["uplink_mac"]
     requests = [
@@ -114,44 +141,65 @@ def slot_side(plan: SlotPlan, *, born: bool = False) -> list[Request]:
         *_quiet(plan, UPLINK),
         rt.set_link(UPLINK, up=True, mac=mac, mtu=mtu, ipv4=_FORWARD),
     ]
-    for root, own in plan.link_pairs():
+    requests += [rt.add_address(UPLINK, own) for own in wiring.own]
+    for hop in wiring.hops:
         requests += [
-            rt.add_address(UPLINK, own),
-            rt.add_neighbour(UPLINK, root.ip, values["root_mac"]),
-            rt.add_route(any_network(root.ip), index=UPLINK, gateway=root.ip),
+            rt.add_neighbour(UPLINK, hop, values["root_mac"]),
+            rt.add_route(any_network(hop), index=UPLINK, gateway=hop, onlink=wiring.onlink),
         ]
-    return [*requests, *_guest_side(plan.spec, plan.of)]
+    if wiring.guest is None:
+        return requests
+    if plan.resident is None:
+        return [*requests, *_shared_guest_side(plan.spec, plan.of)]
+    return requests + _guest_side(plan, wiring.guest)
 
 
 @functools.lru_cache(maxsize=64)
-def _guest_side(spec: HostSpec, of: ClassSpec) -> tuple[Request, ...]:
-    """The slot's own end of the link to its workload: the same in every slot of a class."""
+def _shared_guest_side(spec: HostSpec, of: ClassSpec) -> tuple[Request, ...]:
+    """The slot's own end of the link to its workload: the same in every numbered slot of a class."""
     any_slot = SlotPlan(spec, of, 1, "")
-    if any_slot.guest_if is None:
-        return ()
-    attachment = of.attachment
-    requests = [
-        *_quiet(any_slot, GUEST),
-        rt.set_link(GUEST, up=True, mac=attachment.gateway_mac, mtu=attachment.mtu, ipv4=_FORWARD),
+    return tuple(_guest_side(any_slot, any_slot.wiring.guest)) if any_slot.wiring.guest is not None else ()
+
+
+def _guest_side(plan: SlotPlan, guest: GuestLink) -> list[Request]:
+    attachment = plan.of.attachment
+    ipv4 = _ANSWER if guest.proxy_arp else _FORWARD
+    return [
+        *_quiet(plan, GUEST),
+        rt.set_link(GUEST, up=True, mac=attachment.gateway_mac, mtu=attachment.mtu, ipv4=ipv4),
+        *(rt.add_address(GUEST, own) for own in guest.own),
+        *(rt.add_neighbour(GUEST, address, guest.mac) for address in guest.neighbours),
+        *(rt.add_route(network, index=GUEST) for network in guest.routes),
+        *(rt.add_proxy(GUEST, address) for address in guest.proxied),
     ]
-    for gateway, guest in zip(any_slot.gateways, any_slot.guest_addresses, strict=True):
-        requests += [rt.add_address(GUEST, gateway), rt.add_neighbour(GUEST, guest.ip, attachment.guest_mac)]
-    return tuple(requests)
+
+
+def answer_at_once(plan: SlotPlan, sysctls: Sysctls) -> None:
+    """Let the slot answer for root without the delay that is meant for proxies beside the real owner: up to 0.8 s
+    (arp_process() in net/ipv4/arp.c). The calling thread is in the slot."""
+    guest = plan.wiring.guest
+    if guest is None:
+        return
+    for family, wanted in (("ipv4", guest.proxy_arp), ("ipv6", bool(guest.proxied))):
+        if wanted:
+            sysctls.write(f"net/{family}/neigh/{plan.guest_if}/proxy_delay", "0")
 
 
 def inner_side(plan: SlotPlan) -> list[Request]:
     """Configure the container's end of a ``veth`` attachment, in its inner namespace."""
-    attachment = plan.of.attachment
+    attachment, guest = plan.of.attachment, plan.wiring.guest
     requests = [
         rt.set_link(LOOPBACK, up=True),
         rt.set_link(INNER_UPLINK, quiet_ipv6=True),
-        rt.set_link(INNER_UPLINK, up=True, mac=attachment.guest_mac),
+        rt.set_link(INNER_UPLINK, up=True, mac=guest.mac if guest is not None else attachment.guest_mac),
     ]
-    for gateway, guest in zip(plan.gateways, plan.guest_addresses, strict=True):
+    if guest is None:
+        return requests
+    requests += [rt.add_address(INNER_UPLINK, address) for address in guest.inner]
+    for hop, onlink in guest.hops:
         requests += [
-            rt.add_address(INNER_UPLINK, guest),
-            rt.add_neighbour(INNER_UPLINK, gateway.ip, attachment.gateway_mac),
-            rt.add_route(any_network(gateway.ip), index=INNER_UPLINK, gateway=gateway.ip),
+            rt.add_neighbour(INNER_UPLINK, hop, attachment.gateway_mac),
+            rt.add_route(any_network(hop), index=INNER_UPLINK, gateway=hop, onlink=onlink),
         ]
     return requests
 
@@ -162,7 +210,7 @@ def root_side(plan: SlotPlan, index: int, *, born: bool = False) -> list[Request
     ``born`` as in :func:`slot_side`. Each message about a link of root's that the kernel makes costs a walk of the
     namespaces that root knows by number (peernet2id() in net/core/net_namespace.c).
     """
-    values = plan.values
+    values, wiring = plan.values, plan.wiring
     requests: list[Request] = [
         *_quiet(plan, index),
         rt.set_link(
@@ -170,29 +218,21 @@ def root_side(plan: SlotPlan, index: int, *, born: bool = False) -> list[Request
             up=True,
             mac=None if born else values["root_mac"],
             mtu=None if born else plan.of.attachment.mtu,
-            group=None if born else ROOT_GROUP,
+            group=None if born else root_group(plan),
             alias=plan.tag,
             ipv4=_FORWARD,
         ),
     ]
-    for root, own in plan.link_pairs():
-        requests += [rt.add_address(index, root), rt.add_neighbour(index, own.ip, values["uplink_mac"])]
-    if plan.pair6 is not None:
+    requests += [rt.add_address(index, root) for root in wiring.root]
+    requests += [rt.add_neighbour(index, far, values["uplink_mac"]) for far in wiring.far]
+    if plan.ipv6:
         # Every link that comes up adds a route of ff00::/8, and all links' hang in one list that is walked at each
         # addition. Root sends no multicast to slots, whose neighbours are permanent.
-        requests += [
-            rt.delete_route(_MULTICAST6, index=index, table=rt.RT_TABLE_LOCAL, kind=rt.RTN_MULTICAST)._replace(
-                ignore=(errno.ESRCH,)
-            ),
-            *([_prefix_route(plan, index)] if plan.addresses.network6(plan.number).prefixlen < 127 else []),
-        ]
+        gone = rt.delete_route(_MULTICAST6, index=index, table=rt.RT_TABLE_LOCAL, kind=rt.RTN_MULTICAST)
+        requests.append(gone._replace(ignore=(errno.ESRCH,)))
+    for network, hop, metric in wiring.routes:
+        requests.append(rt.add_route(network, index=index, gateway=hop, onlink=wiring.onlink, metric=metric))
     return requests
-
-
-def _prefix_route(plan: SlotPlan, index: int) -> Request:
-    """The slot's own /64 goes to the slot."""
-    assert plan.pair6 is not None
-    return rt.add_route(plan.addresses.network6(plan.number), index=index, gateway=plan.pair6[1].ip)
 
 
 def quiet_root_side(plan: SlotPlan, sysctls: Sysctls) -> None:
@@ -250,9 +290,9 @@ def state_of(answers: Answers) -> State:
 
 
 def _neighbours_asked(plan: SlotPlan) -> list[Request]:
-    names = ("root_address", "root_address6") if plan.ipv6 else ("root_address",)
-    asked = [rt.get_neighbour(UPLINK, packed(plan.values[name])) for name in names]
-    return asked + [rt.get_neighbour(GUEST, guest.packed) for guest in plan.guest_addresses]
+    guest = plan.wiring.guest
+    asked = [rt.get_neighbour(UPLINK, hop.packed) for hop in plan.wiring.hops]
+    return asked + [rt.get_neighbour(GUEST, each.packed) for each in (guest.neighbours if guest is not None else ())]
 
 
 def packed(address: str) -> bytes:
@@ -268,11 +308,11 @@ def forget_neighbours(plan: SlotPlan) -> list[Request]:
     """
     values = plan.values
     requests = [rt.set_link(UPLINK, mac=values["uplink_mac"])]
-    requests += [rt.add_neighbour(UPLINK, root.ip, values["root_mac"]) for root, _ in plan.link_pairs()]
-    if plan.guest_if is not None:
+    requests += [rt.add_neighbour(UPLINK, hop, values["root_mac"]) for hop in plan.wiring.hops]
+    guest = plan.wiring.guest
+    if guest is not None:
         requests.append(rt.set_link(GUEST, mac=plan.of.attachment.gateway_mac))
-        mac = plan.of.attachment.guest_mac
-        requests += [rt.add_neighbour(GUEST, guest.ip, mac) for guest in plan.guest_addresses]
+        requests += [rt.add_neighbour(GUEST, address, guest.mac) for address in guest.neighbours]
     return requests
 
 
@@ -322,7 +362,7 @@ class Expectation:
 
     def __init__(self, sample: SlotPlan, slot: State, root: State) -> None:
         self._own = _own_values(sample)
-        self._tag, self._root_if = sample.tag, sample.root_if
+        self._tag, self._root_if, self._metric = sample.tag, sample.root_if, METRIC + sample.number
         self._slot, self._root = _Part(slot, self._own), _Part(root, self._own)
         # Of root's sysctls two are netslot's; the bytes between them merely send a link to the full comparison.
         self._alike = Likeness(steady.views())
@@ -377,6 +417,7 @@ class Expectation:
                 record._replace(
                     destination=get(record.destination, record.destination),
                     gateway=get(record.gateway, record.gateway),
+                    metric=METRIC + plan.number if record.metric == self._metric else record.metric,
                 )
                 for record in part.own_routes
             },
@@ -407,8 +448,13 @@ def _marks(plan: SlotPlan) -> list[bytes]:
 
 def _own_values(plan: SlotPlan) -> list[bytes]:
     """The packed addresses and MACs that differ from slot to slot, always in the same order."""
-    values = plan.values
+    values, resident = plan.values, plan.resident
     own = [rt.mac_bytes(values["root_mac"]), rt.mac_bytes(values["uplink_mac"])]
+    if resident is not None:
+        own += [each.network_address.packed for each in resident.addresses]
+        own += [each.packed for each in resident.gateways]
+        own += [rt.mac_bytes(resident.mac)] if resident.mac is not None else []
+        return [*own, (METRIC + plan.number).to_bytes(4, sys.byteorder)]
     own += [packed(values["root_address"]), packed(values["address"])]
     if plan.ipv6:
         own += [packed(values["root_address6"]), packed(values["address6"])]

@@ -18,7 +18,7 @@ def lint(spec: HostSpec) -> list[LintFinding]:
     """Everything that is in the wrong place in the root's and the slots' rule files, in the files' order."""
     found = []
     names = lint_root.Names.of(spec)
-    for file in spec.root.rules.files:
+    for file in spec.root.rules.files if spec.root.preset else ():
         found += lint_root.lint(file, spec.root_values(), names, is_nft=file is spec.root.rules.nft)
     for each in spec.classes.values():
         found += _slot_files(spec, each)
@@ -35,9 +35,10 @@ def refuse(spec: HostSpec) -> None:
 
 
 def _slot_files(spec: HostSpec, each: ClassSpec) -> list[LintFinding]:
-    if each.rules is None:
+    number = spec.sample(each.name)
+    if each.rules is None or not number:
         return []
-    values = spec.values(1, each.name)
+    values = spec.values(number, each.name)
     for name, kind in each.lists.items():
         if kind == "ports":
             values |= {f"{name}.{field}": value for field, value in _LIST_FIELDS.items()}

@@ -41,10 +41,10 @@ class Names:
         guests: list[Network] = []
         macs: set[str] = set()
         for each in spec.classes.values():
-            if each.guest_interface is not None:
+            if each.guest_interface is not None and each.residents is None:
                 guests = [plan.guest.network, *([plan.guest6.network] if plan.pool6 is not None else [])]
                 macs |= {each.attachment.guest_mac, each.attachment.gateway_mac}
-        pools = (plan.pool,) if plan.pool6 is None else (plan.pool, plan.pool6)
+        pools = tuple(pool for pool in (plan.pool, plan.pool6) if pool is not None)
         return cls(spec.prefix, pools, tuple(guests), frozenset(macs))
 
 

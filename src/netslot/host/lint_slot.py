@@ -42,12 +42,19 @@ class Slot:
         guest = each.guest_interface
         routes = each.routes
         tunnels = {tunnel.name for tunnel in routes.tunnels} if routes else set()
-        own = {4: [_span(values["address"]), _span("224.0.0.0/3")]}  # multicast, broadcast
-        inner = {4: _span(values["guest_network"])} if guest else {}
+        own = {4: [_span("224.0.0.0/3")], 6: [_span("fe80::/10"), _span("ff00::/8")]}  # multicast, broadcast
+        resident = spec.resident(spec.sample(each.name), each.name)
+        if resident is not None:
+            for address in resident.addresses:
+                own[address.version].append(_span(str(address)))
+        else:
+            own[4].append(_span(values["address"]))
         if "network6" in values:
-            own[6] = [_span(values["network6"]), _span("fe80::/10"), _span("ff00::/8")]
-            if guest:
-                inner[6] = _span(values["guest_network6"])
+            own[6].append(_span(values["network6"]))
+        elif resident is None:
+            del own[6]
+        names = {4: "guest_network", 6: "guest_network6"}
+        inner = {version: _span(values[name]) for version, name in names.items() if name in values}
         return cls(
             attachment=each.attachment.kind,
             guest=guest,

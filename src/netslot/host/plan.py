@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
+from netslot.host.wiring import Wiring, wiring
 from netslot.kernel import rtnetlink
 from netslot.policy.base import Parameters
 from netslot.spec.model import UPLINK_INTERFACE, Addresses, ClassSpec, HostSpec
+from netslot.spec.roster import Resident
 
 LOOPBACK, UPLINK, GUEST, INNER_UPLINK = 1, 2, 3, 2
 """Link indexes inside a slot: chosen by us, so that one message can configure what another one makes."""
@@ -32,9 +34,19 @@ class SlotPlan:
         """The container's namespace, of a ``veth`` attachment."""
         return f"{self.netns}-in" if self.of.attachment.kind == "veth" else None
 
+    @cached_property
+    def resident(self) -> Resident | None:
+        """Whose slot it is, where it is one of the roster's."""
+        return self.of.residents.get(self.number) if self.of.residents is not None else None
+
+    @property
+    def digest(self) -> str:
+        """Of everything that the slot is made of; see :meth:`HostSpec.digest`."""
+        return self.of.digest if self.resident is None else f"{self.of.digest}-{self.resident.digest}"
+
     @property
     def root_if(self) -> str:
-        return self.netns
+        return self.netns if self.resident is None else self.resident.link or self.netns
 
     @property
     def uplink_if(self) -> str:
@@ -47,7 +59,7 @@ class SlotPlan:
     @property
     def tag(self) -> str:
         """What the slot's loopback link carries as its alias, so that the slot is known without the ledger."""
-        return f"netslot {self.host_id} {self.number} {self.of.name} {self.of.digest}"
+        return f"netslot {self.host_id} {self.number} {self.of.name} {self.digest}"
 
     @cached_property
     def values(self) -> dict[str, str]:
@@ -69,42 +81,17 @@ class SlotPlan:
 
     @cached_property
     def pair(self) -> tuple[IPv4Interface, IPv4Interface]:
-        """Root's address and the slot's."""
+        """Root's address and the slot's, of a numbered slot."""
         return self.addresses.pair(self.number)
-
-    @cached_property
-    def pair6(self) -> tuple[IPv6Interface, IPv6Interface] | None:
-        return self.addresses.pair6(self.number) if self.ipv6 else None
 
     @property
     def ipv6(self) -> bool:
-        return self.addresses.pool6 is not None
+        return self.addresses.pool6 is not None if self.resident is None else self.of.is_ipv6
 
-    @property
-    def guest_addresses(self) -> list[IPv4Interface | IPv6Interface]:
-        """The workload's own addresses behind a tap or veth."""
-        if self.guest_if is None:
-            return []
-        return [self.addresses.guest, *([self.addresses.guest6] if self.ipv6 else [])]
-
-    @property
-    def gateways(self) -> list[IPv4Interface | IPv6Interface]:
-        """The slot's addresses towards the workload."""
-        if self.guest_if is None:
-            return []
-        found: list[IPv4Interface | IPv6Interface] = [
-            IPv4Interface((self.addresses.gateway, self.addresses.guest.network.prefixlen))
-        ]
-        if self.ipv6:
-            found.append(IPv6Interface((self.addresses.gateway6, self.addresses.guest6.network.prefixlen)))
-        return found
-
-    def link_pairs(self) -> list[tuple[IPv4Interface | IPv6Interface, IPv4Interface | IPv6Interface]]:
-        """(root's address, the slot's address) for every family that is on."""
-        pairs: list[tuple[IPv4Interface | IPv6Interface, IPv4Interface | IPv6Interface]] = [self.pair]
-        if self.pair6 is not None:
-            pairs.append(self.pair6)
-        return pairs
+    @cached_property
+    def wiring(self) -> Wiring:
+        """Addresses and routes of the slot's links."""
+        return wiring(self.spec, self.of, self.number, self.resident)
 
 
 def any_network(address: IPv4Address | IPv6Address) -> rtnetlink.Network:
@@ -114,6 +101,11 @@ def any_network(address: IPv4Address | IPv6Address) -> rtnetlink.Network:
 
 _ANY4 = IPv4Interface("0.0.0.0/0").network
 _ANY6 = IPv6Interface("::/0").network
+
+
+def own_values(digest: str) -> str:
+    """The part of a slot's digest that is its resident's; '' of a numbered slot."""
+    return digest.partition("-")[2]
 
 
 def parse_tag(alias: str) -> tuple[str, int, str, str] | None:

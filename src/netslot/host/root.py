@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from netslot.errors import HostError, SpecError
-from netslot.host import root_text
+from netslot.host import root_given, root_text
 from netslot.host.root_text import BUILT_IN, Chains
 from netslot.host.root_tools import nft_places, restore, run, save
 from netslot.policy.base import Difference
@@ -75,6 +75,9 @@ def apply(spec: HostSpec, before: Snapshot | None, note: Callable[[Snapshot], No
     that is somebody else's: then nothing was changed.
     """
     before = before or _NOTHING
+    if not spec.root.preset:
+        remove(before)
+        return Snapshot({}, rules=root_given.count(spec))
     families = _families(spec)
     nft_text = _nft_text(spec) if spec.root.backend == "nftables" else ""
     digest = hashlib.sha256(repr((nft_text, families)).encode()).hexdigest()[:16]
@@ -176,7 +179,7 @@ class _Family:
 def _families(spec: HostSpec) -> list[_Family]:
     """netslot's iptables rules: all of them with that backend, otherwise what gets past a policy of drop."""
     found: list[_Family] = []
-    programs = ["iptables"] + (["ip6tables"] if spec.addresses.pool6 is not None else [])
+    programs = ["iptables"] + (["ip6tables"] if spec.ipv6 else [])
     others = ["legacy", "nft"]
     if spec.root.backend != "nftables":
         variant = spec.root.backend.removeprefix("iptables-")

@@ -62,4 +62,4 @@ def restore(saved: str | None) -> None:
 
 def _names(spec: HostSpec) -> list[str]:
     names = [f"net/ipv4/conf/{spec.uplink}/forwarding"]
-    return names + (["net/ipv6/conf/all/forwarding"] if spec.addresses.pool6 is not None else [])
+    return names + (["net/ipv6/conf/all/forwarding"] if spec.ipv6 else [])

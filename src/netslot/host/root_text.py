@@ -73,7 +73,7 @@ def _preset(spec: HostSpec, *, ipv6: bool) -> Iterator[tuple[str, str, str]]:
     yield "filter", "INPUT", f"-i {slots} {ping} -j ACCEPT"
     yield "filter", "INPUT", f"-i {slots} -j DROP"
     pool = spec.addresses.pool6 if ipv6 else spec.addresses.pool
-    if spec.root.masquerade6 if ipv6 else spec.root.masquerade:
+    if pool is not None and (spec.root.masquerade6 if ipv6 else spec.root.masquerade):
         yield "nat", "POSTROUTING", f"-s {pool} -o {uplink} -j MASQUERADE"
 
 
@@ -151,7 +151,7 @@ def nft_preset(spec: HostSpec) -> str:
         "\t}",
     ]
     masquerades = []
-    if spec.root.masquerade:
+    if spec.root.masquerade and spec.addresses.pool is not None:
         masquerades.append(f"\t\tip saddr {spec.addresses.pool} oifname {uplink} masquerade")
     if spec.root.masquerade6 and spec.addresses.pool6 is not None:
         masquerades.append(f"\t\tip6 saddr {spec.addresses.pool6} oifname {uplink} masquerade")

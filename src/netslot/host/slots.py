@@ -12,12 +12,12 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from netslot.errors import KernelError, NetslotError
 from netslot.host import links
-from netslot.host.plan import GUEST, LOOPBACK, UPLINK, SlotPlan
+from netslot.host.plan import GUEST, LOOPBACK, UPLINK, SlotPlan, own_values, parse_tag
 from netslot.kernel import conntrack, fib, netns, sockets, tc
 from netslot.kernel import rtnetlink as rt
 from netslot.kernel.netlink import Request, Socket
@@ -106,6 +106,8 @@ class Workshop:
             except BaseException:
                 self.destroy([plan.netns])
                 raise
+                with netns.entered(slot_fd), Socket() as slot:  # with it goes root's end, whatever that is called
+                    slot.execute([rt.delete_link(UPLINK)._replace(ignore=(errno.ENODEV,))])
 
     def _furnish(self, plan: SlotPlan, template: Template, inner_fd: int | None) -> None:
         """Everything inside the slot, which the calling thread is in."""
@@ -122,6 +124,7 @@ class Workshop:
             slot.execute(links.slot_side(plan, born=True))
             self._lap("addresses")
         if template.late:
+            links.answer_at_once(plan, self.sysctls)
             for die in template.late:
                 die.stamp(plan.values)
             self._lap("routes")
@@ -140,14 +143,17 @@ class Workshop:
 
     # --- the end -------------------------------------------------------------------------------------
 
-    def destroy(self, names: Sequence[str]) -> None:
+    def destroy(self, names: Sequence[str], ends: Mapping[str, int] | None = None) -> None:
         """Remove whatever there is of the slots ``names``; absence is success.
 
         Their links go at once and together: the kernel waits for its readers at each removal, tens of milliseconds,
         and a group of links is one removal. The namespaces go when the kernel gets to it, or when the last process
+        ``ends``: the indexes of root's ends of links, where they are known.
         in one ends.
         """
-        indexes = [index for name in names if (index := self._index_or_none(name)) is not None]
+        known = ends or {}
+        found = (known.get(name) or self._index_or_none(name) or self._end_of(name) for name in names)
+        indexes = [index for index in found if index]
         if indexes:
             gone = (errno.ENODEV,)
             for at in range(0, len(indexes), _DATAGRAM):
@@ -160,6 +166,26 @@ class Workshop:
 
     def _index_or_none(self, name: str) -> int | None:
         try:
+    def _end_of(self, name: str) -> int | None:
+        """Root's end of the link of the slot ``name``, seen from inside, if it carries the slot's own tag."""
+        try:
+            fd = netns.open_named(name)
+        except KernelError as error:
+            if error.errno not in (errno.ENOENT, errno.EINVAL):  # EINVAL: a pin that is half taken away
+                raise
+            return None
+        try:
+            with netns.entered(fd), Socket() as slot:
+                uplink = slot.execute([rt.get_link(UPLINK)._replace(ignore=(errno.ENODEV,))])
+                loopback = slot.execute([rt.get_link(LOOPBACK)])
+        finally:
+            os.close(fd)
+        peer, tag = next(map(rt.peer, uplink), 0), rt.parse_link(loopback[0]).alias
+        if not peer or parse_tag(tag) is None:
+            return None
+        asked = rt.get_link(peer)._replace(ignore=(errno.ENODEV,))
+        return next((peer for each in self.root.execute([asked]) if rt.parse_link(each).alias == tag), None)
+
             return rt.link_index(self._ioctl, name)
         except KernelError as error:
             if error.errno != errno.ENODEV:
@@ -206,6 +232,7 @@ def recycle(plan: SlotPlan, template: Template, workshop: Workshop, running: Cal
     _refuse_processes(plan, running)
     if plan.inner_netns:
         _replace_inner(plan)
+    _refuse_others_values(plan)
     with inside(plan):
         _empty(plan)
         for die in template.dies:
@@ -234,6 +261,16 @@ def _default_queues(plan: SlotPlan) -> list[Request]:
 
 def _refuse_processes(plan: SlotPlan, running: Callable[[int], list[int]]) -> None:
     for name in filter(None, (plan.netns, plan.inner_netns)):
+def _refuse_others_values(plan: SlotPlan) -> None:
+    """What root has of a resident that changed is not looked for: such a slot is built anew."""
+    if plan.resident is None:
+        return
+    with inside(plan), Socket() as slot:
+        tag = parse_tag(rt.parse_link(slot.execute([rt.get_link(LOOPBACK)])[0]).alias)
+    if tag is None or own_values(tag[3]) != plan.resident.digest:
+        raise NotCleanError(f"slot {plan.number} was made for other values than {plan.resident.name} has now")
+
+
         try:
             fd = netns.open_named(name)
         except KernelError as error:
@@ -285,3 +322,4 @@ def restore_links(plan: SlotPlan, workshop: Workshop, slot: Socket) -> None:
         links.make_uplink(plan, slot, workshop.root, workshop.home)
     if plan.guest_if is not None and plan.guest_if not in names and plan.inner_netns is None:
         links.make_guest_link(plan, slot, None)
+        links.answer_at_once(plan, workshop.sysctls)

@@ -26,8 +26,10 @@ def cast(spec: HostSpec, of: ClassSpec, host_id: str) -> Template:
 
     SpecError when a rule file is refused, HostError when a tool or kernel feature is missing.
     """
-    sample = SlotPlan(spec, of, 1, host_id)
-    samples = [spec.values(number, of.name) for number in _spread(spec)]
+    if not spec.sample(of.name):
+        return Template((), ())  # nobody of the roster is in this class
+    sample = SlotPlan(spec, of, spec.sample(of.name), host_id)
+    samples = [spec.values(number, of.name) for number in _spread(spec, of)]
     first, defaults, known = samples[0], sample.defaults, _known_links(sample)
     early: list[Die] = []
     if of.cgroup is not None:  # rules and programs may name it
@@ -50,11 +52,14 @@ def _known_links(sample: SlotPlan) -> dict[str, int]:
     return {sample.uplink_if: UPLINK} | ({sample.guest_if: GUEST} if sample.guest_if is not None else {})
 
 
-def _spread(spec: HostSpec) -> list[int]:
+def _spread(spec: HostSpec, of: ClassSpec) -> list[int]:
     """Slot numbers whose values show how rules depend on the slot: the first, the last possible, some between."""
     last = spec.addresses.capacity()
     return sorted({1, min(2, last), last // 3 or 1, last})
 
+    if of.residents is not None:
+        numbers = list(of.residents)
+        return [numbers[at] for at in sorted({0, min(1, len(numbers) - 1), len(numbers) // 3, len(numbers) - 1})]
 
 def _rules(of: ClassSpec, samples: Sequence[Values], defaults: Parameters) -> list[Die]:
     """The dies of the slot's rule files, and of the rules that its NAT and rates bring with them.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from netslot.errors import KernelError, NetslotError
-from netslot.host import building, leasing, links, root, slots
+from netslot.host import building, leasing, links, root, root_given, slots
 from netslot.host.engine import Engine
 from netslot.host.ledger import LeaseRecord, SlotRecord, State
 from netslot.host.plan import SlotPlan
@@ -51,12 +51,13 @@ def verify(
     wanted = None if numbers is None else set(numbers)
     records = engine.ledger.slots(*_VERIFIED)
     check = _Check(engine, repair)
-    present = {name: each.digest for name, each in check.spec.classes.items()}
+    spec = check.spec
     chosen = [
         record
         for record in records
         if (wanted is None or record.slot in wanted)
-        and (record.state == "free" or record.digest == present.get(record.class_name))
+        and spec.has(record.slot, record.class_name)
+        and (record.state == "free" or record.digest == spec.digest(record.slot, record.class_name))
     ]
     check.templates = {name: engine.template(name) for name in {record.class_name for record in chosen}}
     if with_root:
@@ -86,6 +87,9 @@ class _Check:
         snapshot = self._engine.root_snapshot
         if snapshot is None:
             return
+        given = root_given.differences(self.spec)  # not netslot's to repair
+        self.drift += given
+        self.unrepaired += bool(given)
         found = root.differences(snapshot)
         self.drift += found
         if found and self._repair:

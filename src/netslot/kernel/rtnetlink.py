@@ -50,12 +50,13 @@ IFF_SET = 0x80 | 0x100 | 0x200
 """IFF_NOARP, IFF_PROMISC, IFF_ALLMULTI: what somebody may set on a link beside IFF_UP. The kernel reports the last
 two as they were set by such a request, not as packet sockets want them (dev_get_flags() in net/core/dev.c)."""
 
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU = 1, 3, 4
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK = 1, 3, 4, 5
 IFLA_LINKINFO, IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD = 18, 20, 26, 27, 28
 IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
+IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES = 31, 32
 VETH_INFO_PEER = 1
 IFLA_INET_CONF = 1
-IPV4_DEVCONF_FORWARDING, IPV4_DEVCONF_ACCEPT_REDIRECTS = 1, 4
+IPV4_DEVCONF_FORWARDING, IPV4_DEVCONF_PROXY_ARP, IPV4_DEVCONF_ACCEPT_REDIRECTS = 1, 3, 4
 IFLA_EXT_MASK, IFLA_CARRIER = 29, 33
 RTEXT_FILTER_SKIP_STATS = 8
 IFLA_INET6_CONF, IFLA_INET6_ADDR_GEN_MODE = 2, 8
@@ -74,6 +75,7 @@ RTN_UNICAST, RTN_MULTICAST = 1, 5
 NDA_DST, NDA_LLADDR = 1, 2
 NDA_IFINDEX = 8
 NUD_NOARP, NUD_PERMANENT = 0x40, 0x80
+NTF_PROXY = 0x08
 RTM_F_CLONED = 0x200
 
 _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
@@ -81,6 +83,7 @@ _IFADDR = struct.Struct("=BBBBi")  # family, prefix length, flags, scope, index
 _RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
 _NDMSG = struct.Struct("=BxxxiHBB")  # family, index, state, flags, type
 _INDEX = struct.Struct("=i")  # at the same place in the first three
+_ONE_QUEUE = (attr_u32(IFLA_NUM_TX_QUEUES, 1), attr_u32(IFLA_NUM_RX_QUEUES, 1))
 _SIOCGIFINDEX = 0x8933
 _IFNAMSIZ = 16
 
@@ -122,9 +125,10 @@ def veth(
     """Make a veth pair: ``name`` in the socket's namespace, ``peer`` born in the namespace ``peer_netns`` (fd).
 
     Both ends start down. An index of 0 lets the kernel choose; it honours ``peer_index`` only beside an ``index``
-    (veth_newlink() in drivers/net/veth.c).
+    (veth_newlink() in drivers/net/veth.c). Unasked, a pair would get a queue for each processor, of which the kernel
+    then turns off all but one, each time waiting for packets to leave them (veth_init_queues()).
     """
-    own, far = [attr_str(IFLA_IFNAME, name)], [attr_str(IFLA_IFNAME, peer)]
+    own, far = [attr_str(IFLA_IFNAME, name), *_ONE_QUEUE], [attr_str(IFLA_IFNAME, peer), *_ONE_QUEUE]
     if peer_netns is not None:
         far.append(attr_u32(IFLA_NET_NS_FD, peer_netns))
     if peer_group is not None:
@@ -299,6 +303,12 @@ def add_neighbour(index: int, address: Address, mac: str) -> Request:
     return Request(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, payload, f"add neighbour {address}")
 
 
+def add_proxy(index: int, address: Address) -> Request:
+    """Answer neighbour discovery for ``address`` on a link, on behalf of somebody behind another one (proxy_ndp)."""
+    payload = _NDMSG.pack(_family(address), index, NUD_PERMANENT, NTF_PROXY, 0) + attr(NDA_DST, address.packed)
+    return Request(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, payload, f"answer for {address} on link {index}")
+
+
 def delete_neighbour(index: int, address: Address) -> Request:
     payload = _NDMSG.pack(_family(address), index, 0, 0, 0) + attr(NDA_DST, address.packed)
     return Request(RTM_DELNEIGH, 0, payload, f"delete neighbour {address}")
@@ -384,6 +394,12 @@ def link_name(message: Message) -> str:
     return _text(
         next((value for kind, value in iter_attrs(message.payload, _IFINFO.size) if kind == IFLA_IFNAME), b"")
     )
+
+
+def peer(message: Message) -> int:
+    """The index of a veth's other end, in the namespace that it is in; 0 for a link without (IFLA_LINK)."""
+    found = (value for kind, value in iter_attrs(message.payload, _IFINFO.size) if kind == IFLA_LINK)
+    return _u32(next(found, None))
 
 
 class AddressRecord(NamedTuple):

@@ -82,11 +82,13 @@ class Table:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ruleset:
-    """All tables of one address family. ``notes``: what the dump's comments say that it leaves out."""
+    """All tables of one address family. ``notes``: what the dump's comments say that it leaves out; ``tool``: which
+    variant of iptables wrote it, as far as they say."""
 
     family: Family
     tables: Mapping[str, Table]
     notes: tuple[str, ...] = ()
+    tool: Literal["", "legacy", "nft"] = ""
 
     def rules(self) -> Iterator[tuple[Table, Chain, Rule]]:
         """Every rule, in the order of the dump."""

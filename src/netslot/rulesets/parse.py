@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from itertools import product
+from typing import Literal
 
 from netslot.errors import SpecError
 from netslot.rulesets import words as lexical
@@ -40,7 +41,9 @@ def parse(text: str, *, file: str | None = None, family: Family | None = None) -
     for section_family, first, last in _sections(lines, family):
         here = collected.setdefault(section_family, _Collected())
         _Reader(lines, section_family, file, here).read(first, last)
-    rulesets = tuple(Ruleset(number, found.tables, tuple(found.notes)) for number, found in sorted(collected.items()))
+    rulesets = tuple(
+        Ruleset(number, found.tables, tuple(found.notes), found.tool) for number, found in sorted(collected.items())
+    )
     if not any(ruleset.tables for ruleset in rulesets):
         raise SpecError("there is no table in it; expected a line such as '*filter'", file=file, hint=_HINT)
     return Dump(tuple(ruleset for ruleset in rulesets if ruleset.tables))
@@ -59,6 +62,7 @@ class _Collected:
     def __init__(self) -> None:
         self.tables: dict[str, Table] = {}
         self.notes: list[str] = []
+        self.tool: Literal["", "legacy", "nft"] = ""
 
 
 def _refuse_other_formats(lines: list[str], file: str | None) -> None:
@@ -202,6 +206,8 @@ class _Reader:
                     self._command(line, None)
 
     def _note(self, line: str) -> None:
+        if _BANNER.match(line):
+            self._found.tool = "nft" if "(nf_tables)" in line else "legacy"
         if "is incompatible" in line or "tables present, use" in line:
             self._found.notes.append(line.lstrip("# ").strip())
 

@@ -29,6 +29,7 @@ from netslot.rulesets.splitting.plan import FATES, CannotSplit, Plan
 from netslot.rulesets.splitting.rooting import RootWriter
 from netslot.rulesets.splitting.sets import SetsWriter
 from netslot.rulesets.splitting.slots import Matches, SlotWriter
+from netslot.rulesets.splitting.spec_file import add_spec
 from netslot.rulesets.tenants import Tenant
 from netslot.rulesets.write import write
 from netslot.spec.render import render
@@ -128,6 +129,7 @@ class _Splitter:
                 )
                 self._plan.notes[note] = None
         self._files[MANIFEST] = self._manifest({} if by_sets else first)
+        self._files |= add_spec(self._files, self._dump, self._places, self._plan)
         refused = [f"{e.table} {e.chain}: {e.rule.text}: {e.why}" for e in self._plan.of("refused")]
         refused += self._plan.refusals
         report = _report(self._dump, self._places, self._plan, self._slot_sizes, self._after, self._walk_after)
@@ -171,13 +173,13 @@ class _Splitter:
     def _with_sets(self, family: Family) -> None:
         root = SetsWriter(self._filed[family], self._places, self._plan)
         self._keep(family, root, 0)
-        if root.sets:
-            self._files[SETS[family]] = write_sets(root.sets)
 
     def _keep(self, family: Family, root: RootWriter | SetsWriter, slot_walk: int) -> None:
         """The files of root, and what they come to."""
         text = root.write()
         self._files[ROOT[family]] = text
+        if root.set_rules.sets:
+            self._files[SETS[family]] = write_sets(root.set_rules.sets)
         self._files[BEFORE[family]] = write(self._filed[family].ruleset)
         self._after += sum(line.startswith("-A") for line in text.splitlines())
         if root.published:

@@ -120,7 +120,7 @@ class Api:
 
     async def _wait(self, wanted: leasing.Request, seconds: float) -> Lease | None:
         """A lease as soon as a slot is free, in order of arrival; None when ``seconds`` have passed."""
-        ledger, name = self._engine.ledger, leasing.class_of(self._engine, wanted.class_name)
+        ledger, name = self._engine.ledger, leasing.queue_of(self._engine, wanted.owner, wanted.class_name)
         ticket = ledger.queue_up(name)
         self._metrics.waiting.inc()
         try:

@@ -38,8 +38,11 @@ _TAKEN_PREFIXES = (
 """How other programs name interfaces: their wildcard rules would meet our links, and ours theirs."""
 
 
-def addresses(problems: Problems, section: AddressesSection) -> Addresses:
-    """The address plan; what is wrong in it is noted and replaced by something harmless."""
+def addresses(problems: Problems, section: AddressesSection, *, needed: bool) -> Addresses:
+    """The address plan; what is wrong in it is noted and replaced by something harmless.
+
+    ``needed``: there are numbered slots, which need a pool.
+    """
 
     def parsed(key: str, parse: Callable[[str], _T], instead: _T, expected: str) -> _T:
         try:
@@ -48,7 +51,11 @@ def addresses(problems: Problems, section: AddressesSection) -> Addresses:
             problems.add(("addresses", key), f"expected {expected}: {error}")
             return instead
 
-    pool = parsed("pool", ipaddress.IPv4Network, _POOL, "an IPv4 network such as 10.201.0.0/16")
+    pool = None
+    if section.pool:
+        pool = parsed("pool", ipaddress.IPv4Network, _POOL, "an IPv4 network such as 10.201.0.0/16")
+    elif needed:
+        problems.add(("addresses",), "'pool' is missing", hint="an IPv4 network such as 10.201.0.0/16")
     guest = parsed("guest", ipaddress.IPv4Interface, ipaddress.IPv4Interface("172.16.0.2/30"), "ADDRESS/LENGTH")
     gateway = parsed("gateway", ipaddress.IPv4Address, guest.ip, "an IPv4 address")
     pool6 = None
@@ -62,7 +69,7 @@ def addresses(problems: Problems, section: AddressesSection) -> Addresses:
             problems.add(("addresses", key), f"{inside} is not in the guest's network {outside.network}")
         elif inside == outside.ip and getattr(section, key) == str(inside):
             problems.add(("addresses", key), f"{inside} is the guest's own address")
-    if guest.network.overlaps(pool):
+    if pool is not None and guest.network.overlaps(pool):
         problems.add(("addresses", "guest"), f"{guest.network} overlaps with the pool {pool}")
     if pool6 is not None and guest6.network.overlaps(pool6):
         problems.add(("addresses", "guest6"), f"{guest6.network} overlaps with the pool {pool6}")
@@ -91,14 +98,15 @@ def seconds(text: str) -> float:
 
 def check_sizes(problems: Problems, spec: HostSpec) -> None:
     """Whether there are addresses and names for all slots, and IPv6 where a file asks for it."""
-    if spec.slots > spec.addresses.capacity():
+    numbered = sum(each.slots for each in spec.classes.values() if each.residents is None)
+    if numbered and spec.slots > spec.addresses.capacity():
         held = spec.addresses.capacity()
         problems.add(
             ("addresses", "pool"),
             f"{spec.slots} slots need {spec.slots + 1} pairs of addresses, and there are pairs for {held} slots",
             hint=f"a /{max(1, 31 - (spec.slots + 1).bit_length())} is enough for IPv4",
         )
-    longest = f"{spec.prefix}{spec.slots}"
+    longest = f"{spec.prefix}{max([spec.slots, *(number for number, _ in spec.by_tenant.values())])}"
     if len(longest) > _IFNAME_BYTES:
         problems.add(("prefix",), f"{longest} has more than {_IFNAME_BYTES} bytes", hint="shorten the prefix")
     if spec.prefix[-1].isdigit():
@@ -117,7 +125,7 @@ def _check_attachment(problems: Problems, spec: HostSpec, each: ClassSpec) -> No
     attachment = each.attachment
     if each.guest_interface in (UPLINK_INTERFACE, "lo"):
         problems.add((*where, "interface"), f"{each.guest_interface} is taken in every slot")
-    if spec.addresses.pool6 is not None and attachment.mtu < _MINIMUM_MTU6:
+    if (spec.addresses.pool6 is not None or each.is_ipv6) and attachment.mtu < _MINIMUM_MTU6:
         problems.add((*where, "mtu"), f"IPv6 needs an MTU of at least {_MINIMUM_MTU6}")
     if attachment.guest_mac == attachment.gateway_mac:
         problems.add((*where, "gateway_mac"), "the workload and its gateway have the same MAC")

@@ -27,8 +27,9 @@ InterfaceName: TypeAlias = Annotated[str, Meta(pattern=r"^[^\s/:]{1,15}$")]
 class AddressesSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[addresses]``: who is called what, outside and inside."""
 
-    pool: str
-    """IPv4 network of the slots. Slot k has its k-th pair of addresses: even is root's end, odd is the slot's."""
+    pool: str = ""
+    """IPv4 network of the slots. Slot k has its k-th pair of addresses: even is root's end, odd is the slot's.
+    Must be there unless all slots are of a roster."""
     pool6: str = ""
     """IPv6 network of the slots: a /64 each where the pool is wide enough, else a pair. Empty: no IPv6 in slots."""
     guest: str = "172.16.0.2/30"
@@ -84,6 +85,9 @@ class RulesSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class RootSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[root]``: the root namespace. Its rules name no slot, and do not change while slots come and go."""
 
+    preset: bool = True
+    """Whether netslot adds rules of its own. false: the tables in the files named here are the whole of root's, and
+    loaded by you; ``up`` refuses to go on, and ``verify`` says so, where root holds others."""
     backend: Backend = "nftables"
     """What loads netslot's own few rules, and the files named here."""
     ipv4: str = ""
@@ -91,7 +95,9 @@ class RootSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ipv6: str = ""
     """File in ip6tables-save form."""
     nft: str = ""
-    """File for ``nft -f``; only with backend nftables."""
+    """File for ``nft -f``; only with backend nftables, or with ``preset = false``."""
+    nft6: str = ""
+    """A second one, only with ``preset = false``."""
     masquerade: bool = True
     """Whether slots' addresses are replaced by the uplink's on their way out (IPv6: where pool6 is a local one)."""
 
@@ -119,8 +125,8 @@ class LimitsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ClassSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[class.NAME]``: a pool of its own. Keys of its sections stand in for the host's, one by one."""
 
-    slots: Count
-    """How many slots this class has."""
+    slots: Count | None = None
+    """How many slots this class has. Not said where they are those of the roster."""
     attachment: AttachmentSection = AttachmentSection()
     rules: RulesSection | None = None
     parameters: dict[str, ParameterSection] = {}
@@ -136,9 +142,11 @@ class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={
 
     uplink: InterfaceName
     """Root's interface to the outside."""
-    addresses: AddressesSection
+    addresses: AddressesSection = AddressesSection()
     slots: Count | None = None
     """How many; where there are classes, each says its own."""
+    roster: str = ""
+    """File with tenants that keep addresses, gateways and links of their own, relative to the spec file."""
     prefix: Annotated[str, Meta(pattern="^[a-z][a-z0-9_-]{0,11}$")] = "slot"
     """Namespaces and root's ends of links are called ``<prefix><number>``."""
     attachment: AttachmentSection = AttachmentSection()

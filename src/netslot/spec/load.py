@@ -15,13 +15,14 @@ from typing import Any
 import msgspec
 
 from netslot.errors import SpecError, UsageError
-from netslot.spec import assemble, parameters, variables
+from netslot.spec import assemble, parameters, rosters, variables
 from netslot.spec.convert import convert
 from netslot.spec.document import ClassSection, Document, ParameterSection, RulesSection
 from netslot.spec.lines import key_lines
 from netslot.spec.model import DEFAULT_CLASS, ClassSpec, HostSpec, Root, RuleFile, Rules
 from netslot.spec.problems import Problems
 from netslot.spec.render import nearest, variables_in
+from netslot.spec.roster import Resident
 
 _CLASS_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 _PER_CLASS = tuple(name for name in ClassSection.__struct_fields__ if name != "slots")
@@ -42,10 +43,18 @@ def load(file: str | Path, *, slots: int | None = None) -> HostSpec:
     return parse(text, path, slots=slots)
 
 
-def parse(text: str, path: Path, *, slots: int | None = None, files: Mapping[str, str] | None = None) -> HostSpec:
+def parse(
+    text: str,
+    path: Path,
+    *,
+    slots: int | None = None,
+    files: Mapping[str, str] | None = None,
+    numbers: Mapping[str, int] | None = None,
+) -> HostSpec:
     """As :func:`load`, for a text that is or would be the content of ``path``.
 
-    ``files`` holds texts of rule files by path, which then are not read.
+    ``files`` holds texts of rule files and of the roster by path, which then are not read; ``numbers`` the slots of
+    the roster's tenants, which otherwise are numbered in its order.
     """
     try:
         raw = tomllib.loads(text)
@@ -59,22 +68,27 @@ def parse(text: str, path: Path, *, slots: int | None = None, files: Mapping[str
     document = convert(raw, Document, (), problems)
     problems.raise_any()
     assert document is not None
-    classes = _classes(raw, document, problems)
+    roster = rosters.read(path, document.roster, files or {}, problems) if document.roster else None
+    classes = _classes(raw, document, problems, has_roster=roster is not None)
     problems.raise_any()
-    spec = _Builder(path, document, problems, files or {}).build(classes)
+    builder = _Builder(path, document, problems, files or {})
+    spec = builder.build(classes, rosters.by_class(roster, classes, numbers or {}, problems))
     problems.raise_any()
     return spec
 
 
-def _classes(raw: Mapping[str, Any], document: Document, problems: Problems) -> dict[str, ClassSection]:
+def _classes(
+    raw: Mapping[str, Any], document: Document, problems: Problems, *, has_roster: bool
+) -> dict[str, ClassSection]:
     """Each class with the host's sections below its own; one class where the spec names none."""
     if document.classes and document.slots is not None:
         hint = "remove this line"
         problems.add(("slots",), "with [class.*], each class says how many slots it has", hint=hint)
-    if not document.classes and document.slots is None:
+    if not document.classes and document.slots is None and not has_roster:
         problems.add((), "'slots' is missing", hint="slots = 100, or [class.NAME] tables that each have it")
     classes: dict[str, ClassSection] = {}
-    for name, table in (raw.get("class") or {DEFAULT_CLASS: {"slots": document.slots or 0}}).items():
+    alone = {} if document.slots is None else {"slots": document.slots}
+    for name, table in (raw.get("class") or {DEFAULT_CLASS: alone}).items():
         if not _CLASS_NAME.fullmatch(name):
             problems.add(("class", name), "a class is named by small letters, digits, '-' and '_', 32 at most")
         merged = {key: raw[key] for key in _PER_CLASS if key in raw} | table
@@ -97,9 +111,10 @@ class _Builder:
         self._problems = problems
         self._digest_of_host = msgspec.json.encode((document.addresses, document.prefix, document.uplink))
 
-    def build(self, classes: Mapping[str, ClassSection]) -> HostSpec:
+    def build(self, classes: Mapping[str, ClassSection], residents: Mapping[str, Mapping[int, Resident]]) -> HostSpec:
         document, problems = self._document, self._problems
-        addresses = assemble.addresses(problems, document.addresses)
+        numbered = any(name not in residents for name in classes)
+        addresses = assemble.addresses(problems, document.addresses, needed=numbered)
         spec = HostSpec(
             file=self._path,
             prefix=document.prefix,
@@ -107,24 +122,40 @@ class _Builder:
             addresses=addresses,
             root=self._root(),
             hold_down=assemble.seconds(document.limits.hold_down),
-            classes={name: self._class(name, section) for name, section in classes.items()},
+            classes={name: self._class(name, section, residents.get(name)) for name, section in classes.items()},
+            roster=self._roster_file(),
         )
         assemble.check_sizes(problems, spec)
-        self._check_variables(spec.root.rules, spec.root_values(), {}, ("root",))
+        rosters.check(problems, spec)
+        if spec.root.preset:  # otherwise the files are not netslot's to write variables into
+            self._check_variables(spec.root.rules, spec.root_values(), {}, ("root",))
         for name, each in spec.classes.items():
-            values = spec.values(1, name)
+            number = spec.sample(name)
+            if not number:
+                continue
+            values = spec.values(number, name)
             if each.rules is not None:
                 self._check_variables(each.rules, values, each.lists, ("class", name, "rules"))
             assemble.check_texts(problems, each, values)
         return spec
 
     def _root(self) -> Root:
-        section = self._document.root
-        rules = self._rules(
-            RulesSection(backend=section.backend, ipv4=section.ipv4, ipv6=section.ipv6, nft=section.nft), ("root",)
-        )
+        section, files = self._document.root, RulesSection
+        nft = section.nft if section.preset else ""
+        rules = self._rules(files(backend=section.backend, ipv4=section.ipv4, ipv6=section.ipv6, nft=nft), ("root",))
+        published: list[RuleFile | None] = []
+        if not section.preset:
+            named = (("nft", section.nft), ("nft6", section.nft6))
+            published = [self._rule_file(name, ("root", key)) for key, name in named if name]
+        elif section.nft6:
+            self._problems.add(("root", "nft6"), "is only for a root without netslot's preset", hint="use nft")
         local = self._document.addresses.pool6.lower().startswith(("fc", "fd"))
-        return Root(rules, section.masquerade, section.masquerade and local)
+        masquerade = section.masquerade and section.preset
+        there = tuple(file for file in published if file is not None)
+        return Root(rules, masquerade, masquerade and local, section.preset, there)
+
+    def _roster_file(self) -> RuleFile | None:
+        return self._rule_file(self._document.roster, ("roster",)) if self._document.roster else None
 
     def _rules(self, section: RulesSection, where: tuple[str, ...]) -> Rules:
         names = {"ipv4": section.ipv4, "ipv6": section.ipv6, "nft": section.nft}
@@ -150,7 +181,7 @@ class _Builder:
             self._problems.add(where, f"cannot read {path}: {error}")
         return None
 
-    def _class(self, name: str, section: ClassSection) -> ClassSpec:
+    def _class(self, name: str, section: ClassSection, residents: Mapping[int, Resident] | None) -> ClassSpec:
         where = ("class", name)
         rules = self._rules(section.rules, (*where, "rules")) if section.rules is not None else None
         if rules is not None and not rules.files:
@@ -164,7 +195,7 @@ class _Builder:
             digest.update(Path(program.object).read_bytes() if Path(program.object).is_file() else b"")
         return ClassSpec(
             name=name,
-            slots=section.slots,
+            slots=(section.slots or 0) if residents is None else len(residents),
             attachment=section.attachment,
             rules=rules,
             parameters={
@@ -177,6 +208,7 @@ class _Builder:
             routes=section.routes,
             rates=section.rates,
             digest=digest.hexdigest(),
+            residents=residents,
         )
 
     def _parameter(self, name: str, section: ParameterSection, where: tuple[str, ...]) -> parameters.Parameter:

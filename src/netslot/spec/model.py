@@ -12,6 +12,7 @@ from netslot.errors import UsageError
 from netslot.spec.document import AttachmentSection, Backend
 from netslot.spec.parameters import Bound, Parameter
 from netslot.spec.policies import BpfSection, CgroupSection, NatSection, RatesSection, RoutesSection
+from netslot.spec.roster import Resident
 
 DEFAULT_CLASS = "default"
 """The name of the one class of a spec that has no ``[class.*]``."""
@@ -48,7 +49,7 @@ class Rules:
 class Addresses:
     """The address plan. Slot k has addresses 2k (root's end) and 2k + 1 (the slot's) of ``pool``."""
 
-    pool: IPv4Network
+    pool: IPv4Network | None
     guest: IPv4Interface
     gateway: IPv4Address
     pool6: IPv6Network | None
@@ -58,6 +59,8 @@ class Addresses:
 
     def capacity(self) -> int:
         """The highest slot number that has addresses."""
+        if self.pool is None:
+            return 0
         pairs = self.pool.num_addresses // 2 - 1
         return min(pairs, self.pool6.num_addresses // 2 - 1) if self.pool6 is not None else pairs
 
@@ -68,6 +71,8 @@ class Addresses:
 
     def first(self, slot: int) -> int:
         """Root's IPv4 address on the link to the slot, as a number; the slot's is the next."""
+        if self.pool is None:
+            raise UsageError("the spec has no addresses.pool, so slots have no numbered addresses")
         return int(self.pool.network_address) + 2 * slot
 
     def pair6(self, slot: int) -> tuple[IPv6Interface, IPv6Interface]:
@@ -83,16 +88,23 @@ class Addresses:
         return IPv6Network((int(self.pool6.network_address) + (slot << bits), 128 - bits))
 
     def _has_wide_slots(self, pool6: IPv6Network) -> bool:
-        return pool6.prefixlen <= 64 and pool6.num_addresses >> 64 >= self.pool.num_addresses // 2
+        pairs = self.pool.num_addresses // 2 if self.pool is not None else 0
+        return pool6.prefixlen <= 64 and pool6.num_addresses >> 64 >= pairs
 
 
 @dataclass(frozen=True, slots=True)
 class Root:
-    """The root namespace: ``rules`` are the operator's additions, loaded by the same backend as netslot's own."""
+    """The root namespace: ``rules`` are the operator's additions, loaded by the same backend as netslot's own.
+
+    Without ``preset`` they are the whole of root's, loaded by the operator.
+    """
 
     rules: Rules
     masquerade: bool
     masquerade6: bool
+    preset: bool
+    published: tuple[RuleFile, ...]
+    """nft files beside iptables' rules; only without ``preset``."""
 
     @property
     def backend(self) -> Backend:
@@ -115,6 +127,14 @@ class ClassSpec:
     rates: RatesSection | None
     digest: str
     """Changes when anything does that a slot of this class is made of, rule files' and objects' contents included."""
+    residents: Mapping[int, Resident] | None = None
+    """By slot number, the tenants whose slots these are; None where slots are numbered and anybody's."""
+
+    @property
+    def is_ipv6(self) -> bool:
+        """Whether its residents have IPv6 addresses."""
+        first = next(iter((self.residents or {}).values()), None)
+        return first is not None and any(address.version == 6 for address in first.addresses)
 
     @property
     def guest_interface(self) -> str | None:
@@ -143,7 +163,7 @@ class ClassSpec:
         }
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class HostSpec:
     """One host: everything that ``netslot.toml`` and the files it names say. Compared by identity."""
 
@@ -156,11 +176,47 @@ class HostSpec:
     """Seconds a released slot rests before it is handed out again."""
     classes: Mapping[str, ClassSpec]
     """At least one, in the file's order."""
+    roster: RuleFile | None = None
+    """The file that says who the residents are."""
 
     @property
     def slots(self) -> int:
         """How many slots there are to be, of all classes."""
         return sum(each.slots for each in self.classes.values())
+
+    @property
+    def ipv6(self) -> bool:
+        """Whether any slot has IPv6."""
+        return self.addresses.pool6 is not None or any(each.is_ipv6 for each in self.classes.values())
+
+    @functools.cached_property
+    def by_tenant(self) -> dict[str, tuple[int, str]]:
+        """Slot number and class of each resident."""
+        return {
+            one.name: (number, each.name)
+            for each in self.classes.values()
+            for number, one in (each.residents or {}).items()
+        }
+
+    def resident(self, slot: int, class_name: str) -> Resident | None:
+        """Whose slot it is, where it is one of the roster's."""
+        each = self.classes.get(class_name)
+        return each.residents.get(slot) if each is not None and each.residents is not None else None
+
+    def has(self, slot: int, class_name: str) -> bool:
+        """Whether a slot of that number and class may be there."""
+        each = self.classes.get(class_name)
+        return each is not None and (each.residents is None or slot in each.residents)
+
+    def sample(self, class_name: str) -> int:
+        """The number of some slot of the class; 0 when a roster has none."""
+        residents = self.classes[class_name].residents
+        return 1 if residents is None else next(iter(residents), 0)
+
+    def digest(self, slot: int, class_name: str) -> str:
+        """What a slot is made of: its class's digest and, of a resident's, that of its own values behind a ``-``."""
+        resident, digest = self.resident(slot, class_name), self.classes[class_name].digest
+        return digest if resident is None else f"{digest}-{resident.digest}"
 
     def missing(self, built: Mapping[int, str]) -> list[tuple[int, str]]:
         """The slots (number, class) to make, where ``built`` holds the class of every slot that there is.
@@ -169,20 +225,28 @@ class HostSpec:
         order; so a first build numbers 1..N class after class, and a class that grows later gets numbers at the end.
         UsageError when a number would have no address or too long a name.
         """
-        free = iter(number for number in range(1, len(built) + self.slots + 1) if number not in built)
+        kept = {number for number, _ in self.by_tenant.values()}
+        taken = kept | built.keys()
+        free = iter(number for number in range(1, len(taken) + self.slots + 1) if number not in taken)
         wanted: list[tuple[int, str]] = []
         for each in self.classes.values():
+            if each.residents is not None:
+                continue
             there = sum(1 for name in built.values() if name == each.name)
             wanted += [(next(free), each.name) for _ in range(each.slots - there)]
         if wanted:
             self._check_number(max(number for number, _ in wanted))
-        return sorted(wanted)
+        return sorted(wanted + [slot for slot in self.by_tenant.values() if slot[0] not in built])
 
     def surplus(self, built: Mapping[int, str]) -> dict[str, int]:
-        """How many slots of which class are too many, classes that the spec no longer has included."""
+        """How many slots of which class are too many, classes that the spec no longer has included.
+
+        Classes with residents are left out: there it is known which ones are too many.
+        """
         counts: dict[str, int] = {}
         for name in built.values():
-            counts[name] = counts.get(name, 0) + 1
+            if name not in self.classes or self.classes[name].residents is None:
+                counts[name] = counts.get(name, 0) + 1
         wanted = {name: each.slots for name, each in self.classes.items()}
         return {name: count - wanted.get(name, 0) for name, count in counts.items() if count > wanted.get(name, 0)}
 
@@ -201,6 +265,9 @@ class HostSpec:
 
     def values(self, slot: int, class_name: str = DEFAULT_CLASS) -> dict[str, str]:
         """Every variable of ``slot``, scalar parameters at their defaults included."""
+        resident = self.resident(slot, class_name)
+        if resident is not None:
+            return self._values_of(resident, slot)
         first = self.addresses.first(slot)
         values = {
             **_class_values(self, self.classes[class_name]),
@@ -221,9 +288,35 @@ class HostSpec:
             values["cgroup"] = f"{cgroup.parent}/{self.name(slot)}"
         return values
 
+    def _values_of(self, resident: Resident, slot: int) -> dict[str, str]:
+        """As :meth:`values`, of a slot with a resident."""
+        each = self.classes[resident.class_name]
+        values = {
+            **_class_values(self, each),
+            "slot": str(slot),
+            "netns": self.name(slot),
+            "uplink_mac": mac(slot, 1),
+            "root_if": resident.link or self.name(slot),
+            "root_mac": mac(slot, 0),
+            **resident.variables,
+        }
+        if each.guest_interface is not None:
+            for name in ("address", "address6"):
+                if name in values:
+                    values[f"guest_{name}"] = values[name]
+            if resident.mac is not None:
+                values["guest_mac"] = resident.mac
+            elif each.attachment.kind == "tap":  # the workload keeps its own, which nobody told us
+                del values["guest_mac"]
+        if each.cgroup is not None:
+            values["cgroup"] = f"{each.cgroup.parent}/{self.name(slot)}"
+        return values
+
     def root_values(self) -> dict[str, str]:
         """The variables of root's rule files: those of the whole host."""
-        values = {"prefix": self.prefix, "host_uplink": self.uplink, "pool": str(self.addresses.pool)}
+        values = {"prefix": self.prefix, "host_uplink": self.uplink}
+        if self.addresses.pool is not None:
+            values["pool"] = str(self.addresses.pool)
         if self.addresses.pool6 is not None:
             values["pool6"] = str(self.addresses.pool6)
         for name, version in (("dns", 4), ("dns6", 6)):
@@ -239,22 +332,33 @@ def _class_values(spec: HostSpec, each: ClassSpec) -> dict[str, str]:
     values = spec.root_values()
     values |= {
         "class": each.name,
-        "prefix_length": "31",
         "uplink_if": UPLINK_INTERFACE,
         "mtu": str(each.attachment.mtu),
     }
+    for name, parameter in each.parameters.items():
+        if isinstance(parameter.default, str):
+            values[name] = parameter.default
+    if each.guest_interface is not None:
+        values |= {
+            "guest_if": each.guest_interface,
+            "guest_mac": each.attachment.guest_mac,
+            "gateway_mac": each.attachment.gateway_mac,
+        }
+    return values if each.residents is not None else values | _numbered_values(spec, each)
+
+
+def _numbered_values(spec: HostSpec, each: ClassSpec) -> dict[str, str]:
+    """What all slots of a class have in common whose addresses are numbered."""
+    values = {"prefix_length": "31"}
     addresses = spec.addresses
     if addresses.pool6 is not None:
         values["prefix_length6"] = "127"
     if each.guest_interface is not None:
         values |= {
-            "guest_if": each.guest_interface,
             "guest_address": str(addresses.guest.ip),
             "guest_network": str(addresses.guest.network),
             "guest_prefix_length": str(addresses.guest.network.prefixlen),
             "gateway": str(addresses.gateway),
-            "guest_mac": each.attachment.guest_mac,
-            "gateway_mac": each.attachment.gateway_mac,
         }
         if addresses.pool6 is not None:
             values |= {
@@ -263,9 +367,6 @@ def _class_values(spec: HostSpec, each: ClassSpec) -> dict[str, str]:
                 "guest_prefix_length6": str(addresses.guest6.network.prefixlen),
                 "gateway6": str(addresses.gateway6),
             }
-    for name, parameter in each.parameters.items():
-        if isinstance(parameter.default, str):
-            values[name] = parameter.default
     return values
 
 

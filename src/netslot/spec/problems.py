@@ -27,9 +27,10 @@ class Problems:
         if path[:1] == ("class",) and _depth(path[2:], self.lines) > max(0, _depth(path, self.lines) - 2):
             path = path[2:]
         key = ".".join(path) or None
-        self._note(SpecError(message, file=self.file, line=line_of(path, self.lines), key=key, hint=hint))
+        self.note(SpecError(message, file=self.file, line=line_of(path, self.lines), key=key, hint=hint))
 
-    def _note(self, error: SpecError) -> None:
+    def note(self, error: SpecError) -> None:
+        """Note a problem of another file; the same one twice is one."""
         if str(error) not in (str(other) for other in self._found):
             self._found.append(error)
 
@@ -44,7 +45,7 @@ class Problems:
             close = nearest(name, sorted(known))
             message = f"there is no variable ${{{name}}}"
             hint = f"did you mean ${{{close}}}?" if close else "see docs/reference/variables.md for the names"
-        self._note(SpecError(message, file=file.name, line=line, key=name, hint=hint))
+        self.note(SpecError(message, file=file.name, line=line, key=name, hint=hint))
 
     def raise_any(self) -> None:
         """Raise all that was found as one SpecError; the first gives file, line and key."""

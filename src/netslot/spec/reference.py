@@ -106,6 +106,11 @@ def variables_page() -> str:
         ),
         ("Of one slot", "Different in every slot, except where it says otherwise.", variables.SLOT),
         ("Of the workload", "With attachments `tap` and `veth`; a process uses the slot's own.", variables.GUEST),
+        (
+            "Of a tenant in a roster",
+            "Beside `address`, `address6`, `gateway` and `gateway6`, which are the tenant's own there.",
+            variables.RESIDENT,
+        ),
     ]
     parts = [
         "# Variables\n\n"

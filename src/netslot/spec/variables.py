@@ -52,4 +52,11 @@ GUEST: Final = {
 }
 """Of slots whose workload is behind a link of its own: attachments tap and veth."""
 
-ALL: Final = HOST | SLOT | GUEST
+RESIDENT: Final = {
+    "tenant": "What the tenant is called.",
+    "address_2": "The tenant's second IPv4 address, and so on; of IPv6 `address6_2`.",
+    "gateway_2": "The second address of root that the tenant knows as its gateway; of IPv6 `gateway6_2`.",
+}
+"""Of slots in a roster."""
+
+ALL: Final = HOST | SLOT | GUEST | RESIDENT

@@ -19,6 +19,6 @@ def test_committed_pages_are_current(name: str) -> None:
 
 def test_the_schema_tells_what_the_loader_accepts() -> None:
     definitions = reference.schema()["$defs"]
-    assert definitions["Document"]["required"] == ["uplink", "addresses"]
+    assert definitions["Document"]["required"] == ["uplink"]
     assert definitions["AttachmentSection"]["properties"]["kind"]["enum"] == ["process", "tap", "veth"]
     assert all(definition["additionalProperties"] is False for definition in definitions.values())
