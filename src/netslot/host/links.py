@@ -30,14 +30,29 @@ ROOT_GROUP = 0x6E73
 DOOMED_GROUP = 0x6E736478
 """The group of root's ends that are about to be removed."""
 
-_FORWARD = {rt.IPV4_DEVCONF_FORWARDING: 1, rt.IPV4_DEVCONF_ACCEPT_REDIRECTS: 0}
-_ANSWER = {**_FORWARD, rt.IPV4_DEVCONF_PROXY_ARP: 1}
+_FORWARD = {
+    rt.IPV4_DEVCONF_FORWARDING: 1,
+    rt.IPV4_DEVCONF_PROXY_ARP: 0,
+    rt.IPV4_DEVCONF_ACCEPT_REDIRECTS: 0,
+    rt.IPV4_DEVCONF_ACCEPT_SOURCE_ROUTE: 0,
+}
+"""What a namespace would otherwise have of the machine's own settings, which are made for other links."""
+_DISTRUST = {**_FORWARD, rt.IPV4_DEVCONF_RP_FILTER: 1, rt.IPV4_DEVCONF_ARP_IGNORE: 1, rt.IPV4_DEVCONF_ARP_ACCEPT: 0}
+"""For the links behind which a tenant is: each sender that ARP tells of costs an entry in the neighbour table, which
+is one for the whole machine, so only those count that could be there."""
+_SLOT_WIDE = {f"net/ipv4/conf/all/{each}": "0" for each in ("rp_filter", "proxy_arp", "arp_accept", "route_localnet")}
+"""Where the kernel takes the larger of a link's own setting and this one, and a machine's may be large."""
+_CHECKED = (1, 3, 4, 8, 9, 19, 21)
+"""The IPV4_DEVCONF_* above: of root's links the only ones that are netslot's."""
+_CHECKED4 = slice(0, 4 * _CHECKED[-1])
+_ANSWER = {**_DISTRUST, rt.IPV4_DEVCONF_PROXY_ARP: 1}
 _DISABLE6 = slice(26 * 4, 27 * 4)  # DEVCONF_DISABLE_IPV6, linux/ipv6.h
 _MULTICAST6 = IPv6Network("ff00::/8")
 
 
 def prepare(plan: SlotPlan, sysctls: Sysctls) -> None:
     """Set a new slot's own sysctls. The calling thread is in the slot, which has no links but ``lo`` yet."""
+    sysctls.insist(_SLOT_WIDE)
     if plan.ipv6:
         sysctls.write("net/ipv6/conf/default/accept_ra", "0")
         sysctls.write("net/ipv6/conf/default/accept_redirects", "0")
@@ -163,7 +178,7 @@ def _shared_guest_side(spec: HostSpec, of: ClassSpec) -> tuple[Request, ...]:
 
 def _guest_side(plan: SlotPlan, guest: GuestLink) -> list[Request]:
     attachment = plan.of.attachment
-    ipv4 = _ANSWER if guest.proxy_arp else _FORWARD
+    ipv4 = _ANSWER if guest.proxy_arp else _DISTRUST
     return [
         *_quiet(plan, GUEST),
         rt.set_link(GUEST, up=True, mac=attachment.gateway_mac, mtu=attachment.mtu, ipv4=ipv4),
@@ -220,7 +235,7 @@ def root_side(plan: SlotPlan, index: int, *, born: bool = False) -> list[Request
             mtu=None if born else plan.of.attachment.mtu,
             group=None if born else root_group(plan),
             alias=plan.tag,
-            ipv4=_FORWARD,
+            ipv4=_DISTRUST,
         ),
     ]
     requests += [rt.add_address(index, root) for root in wiring.root]
@@ -348,7 +363,7 @@ def read_root(sock: Socket) -> dict[str, State]:
 
 def _own_settings(link: rt.Link) -> rt.Link:
     """Root's end of a link without what is not netslot's to decide: its index, and most of its sysctls."""
-    ipv4 = link.ipv4_conf[:4] + link.ipv4_conf[12:16]  # forwarding, accept_redirects
+    ipv4 = b"".join(link.ipv4_conf[4 * number - 4 : 4 * number] for number in _CHECKED)
     return link._replace(ifindex=0, carrier=False, ipv4_conf=ipv4, ipv6_conf=link.ipv6_conf[_DISABLE6])
 
 
@@ -364,9 +379,9 @@ class Expectation:
         self._own = _own_values(sample)
         self._tag, self._root_if, self._metric = sample.tag, sample.root_if, METRIC + sample.number
         self._slot, self._root = _Part(slot, self._own), _Part(root, self._own)
-        # Of root's sysctls two are netslot's; the bytes between them merely send a link to the full comparison.
+        # Of root's sysctls some are netslot's; the bytes between them merely send a link to the full comparison.
         self._alike = Likeness(steady.views())
-        self._alike_root = Likeness(steady.views(index=False, ipv4_conf=slice(0, 16), ipv6_conf=_DISABLE6))
+        self._alike_root = Likeness(steady.views(index=False, ipv4_conf=_CHECKED4, ipv6_conf=_DISABLE6))
 
     def slot_drift(self, plan: SlotPlan, answers: Answers) -> list[tuple[str, str]]:
         """(where, what) of everything that is otherwise in the slot, whose answers to :func:`ask` are given."""

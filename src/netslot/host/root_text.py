@@ -139,7 +139,7 @@ def nft_preset(spec: HostSpec) -> str:
         "\t\ttype filter hook input priority filter; policy accept;",
         f"\t\tiifname {slots} ct state established,related accept",
         f"\t\tiifname {slots} icmp type echo-request accept",
-        f"\t\tiifname {slots} icmpv6 type {{ echo-request, nd-neighbor-solicit, nd-neighbor-advert }} accept",
+        f"\t\tiifname {slots} icmpv6 type echo-request accept",
         f"\t\tiifname {slots} drop",
         "\t}",
         "\tchain forward {",

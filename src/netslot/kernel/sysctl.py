@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Mapping
 
 from netslot.errors import KernelError
 from netslot.kernel import sys
@@ -21,6 +22,17 @@ class Sysctls:
     def __init__(self) -> None:
         self._directory = -1
         self._uses = 0
+        self._needed: dict[str, str] | None = None
+
+    def insist(self, values: Mapping[str, str]) -> None:
+        """Set those of ``values`` that new namespaces have otherwise, which is looked up in the first one only.
+
+        A new namespace takes IPv4 settings over from the machine's own (devinet_init_net() in net/ipv4/devinet.c).
+        """
+        if self._needed is None:
+            self._needed = {name: value for name, value in values.items() if self.read(name) != value}
+        for name, value in self._needed.items():
+            self.write(name, value)
 
     def write(self, name: str, value: str) -> None:
         """Set ``name``, a path below ``/proc/sys``. KernelError when it does not exist or is refused."""
