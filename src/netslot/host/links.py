@@ -9,7 +9,7 @@ import errno
 import functools
 import socket
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from ipaddress import IPv6Network, ip_address, ip_interface
 from typing import NamedTuple, TypeVar
 
@@ -63,10 +63,8 @@ def prepare(plan: SlotPlan, sysctls: Sysctls) -> None:
         sysctls.write("net/ipv6/conf/all/disable_ipv6", "1")  # also the default of links that come later
 
 
-def make_uplink(plan: SlotPlan, slot: Socket, root: Socket, root_fd: int, and_then: Sequence[Request] = ()) -> None:
+def make_uplink(plan: SlotPlan, slot: Socket, root: Socket, root_fd: int) -> None:
     """The veth to root (``root_fd``). A link of that name that a dying slot left behind there is removed first.
-
-    What ``and_then`` asks for is done as soon as there is a link.
 
     NetslotError when a resident's link is there and is not this slot's.
     """
@@ -82,14 +80,14 @@ def make_uplink(plan: SlotPlan, slot: Socket, root: Socket, root_fd: int, and_th
         peer_group=root_group(plan),
     )
     try:
-        slot.execute([pair, *and_then])
+        slot.execute([pair])
     except KernelError as error:
         if error.errno != errno.EEXIST:
             raise
         if plan.resident is not None:
             _refuse_others(plan, root)
         root.execute([rt.delete_link(0, plan.root_if)._replace(ignore=(errno.ENODEV,))])
-        slot.execute([pair, *and_then])
+        slot.execute([pair])
 
 
 def root_group(plan: SlotPlan) -> int:

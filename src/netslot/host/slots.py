@@ -20,7 +20,7 @@ from netslot.host import links
 from netslot.host.plan import GUEST, LOOPBACK, UPLINK, SlotPlan, own_values, parse_tag
 from netslot.kernel import conntrack, fib, netns, sockets, tc
 from netslot.kernel import rtnetlink as rt
-from netslot.kernel.netlink import Request, Socket
+from netslot.kernel.netlink import Request, Socket, lent
 from netslot.kernel.sysctl import Sysctls
 from netslot.policy.base import Die, Difference, Parameters, Values
 
@@ -104,16 +104,16 @@ class Workshop:
                         inner.execute(links.inner_side(plan))
                 yield slot_fd, inner_fd
             except BaseException:
-                self.destroy([plan.netns])
-                raise
                 with netns.entered(slot_fd), Socket() as slot:  # with it goes root's end, whatever that is called
                     slot.execute([rt.delete_link(UPLINK)._replace(ignore=(errno.ENODEV,))])
+                self.destroy([plan.netns])
+                raise
 
     def _furnish(self, plan: SlotPlan, template: Template, inner_fd: int | None) -> None:
         """Everything inside the slot, which the calling thread is in."""
         links.prepare(plan, self.sysctls)
         self._lap("sysctls")
-        with Socket() as slot:
+        with Socket() as slot, lent(slot):
             links.make_uplink(plan, slot, self.root, self.home)
             self._lap("veth")
             links.make_guest_link(plan, slot, inner_fd)
@@ -122,12 +122,12 @@ class Workshop:
                 die.stamp(plan.values)
             self._lap("rules")
             slot.execute(links.slot_side(plan, born=True))
-            self._lap("addresses")
-        if template.late:
             links.answer_at_once(plan, self.sysctls)
-            for die in template.late:
-                die.stamp(plan.values)
-            self._lap("routes")
+            self._lap("addresses")
+            if template.late:
+                for die in template.late:
+                    die.stamp(plan.values)
+                self._lap("routes")
 
     def open_root_side(self, plan: SlotPlan, *, born: bool = False) -> None:
         """Configure root's end of the link and bring it up; ``born`` when it was just made."""
@@ -146,9 +146,9 @@ class Workshop:
     def destroy(self, names: Sequence[str], ends: Mapping[str, int] | None = None) -> None:
         """Remove whatever there is of the slots ``names``; absence is success.
 
+        ``ends``: the indexes of root's ends of links, where they are known.
         Their links go at once and together: the kernel waits for its readers at each removal, tens of milliseconds,
         and a group of links is one removal. The namespaces go when the kernel gets to it, or when the last process
-        ``ends``: the indexes of root's ends of links, where they are known.
         in one ends.
         """
         known = ends or {}
@@ -164,8 +164,6 @@ class Workshop:
             netns.unpin(f"{name}-in")
             netns.unpin(name)
 
-    def _index_or_none(self, name: str) -> int | None:
-        try:
     def _end_of(self, name: str) -> int | None:
         """Root's end of the link of the slot ``name``, seen from inside, if it carries the slot's own tag."""
         try:
@@ -186,6 +184,8 @@ class Workshop:
         asked = rt.get_link(peer)._replace(ignore=(errno.ENODEV,))
         return next((peer for each in self.root.execute([asked]) if rt.parse_link(each).alias == tag), None)
 
+    def _index_or_none(self, name: str) -> int | None:
+        try:
             return rt.link_index(self._ioctl, name)
         except KernelError as error:
             if error.errno != errno.ENODEV:
@@ -230,9 +230,9 @@ def recycle(plan: SlotPlan, template: Template, workshop: Workshop, running: Cal
     ``running`` gives the processes in the namespace with that inode. Raises NotCleanError when something is left.
     """
     _refuse_processes(plan, running)
+    _refuse_others_values(plan)
     if plan.inner_netns:
         _replace_inner(plan)
-    _refuse_others_values(plan)
     with inside(plan):
         _empty(plan)
         for die in template.dies:
@@ -259,8 +259,6 @@ def _default_queues(plan: SlotPlan) -> list[Request]:
     return [tc.del_root_queue(index) for index in (UPLINK, *([GUEST] if plan.guest_if is not None else []))]
 
 
-def _refuse_processes(plan: SlotPlan, running: Callable[[int], list[int]]) -> None:
-    for name in filter(None, (plan.netns, plan.inner_netns)):
 def _refuse_others_values(plan: SlotPlan) -> None:
     """What root has of a resident that changed is not looked for: such a slot is built anew."""
     if plan.resident is None:
@@ -271,6 +269,8 @@ def _refuse_others_values(plan: SlotPlan) -> None:
         raise NotCleanError(f"slot {plan.number} was made for other values than {plan.resident.name} has now")
 
 
+def _refuse_processes(plan: SlotPlan, running: Callable[[int], list[int]]) -> None:
+    for name in filter(None, (plan.netns, plan.inner_netns)):
         try:
             fd = netns.open_named(name)
         except KernelError as error:

@@ -54,12 +54,12 @@ def _known_links(sample: SlotPlan) -> dict[str, int]:
 
 def _spread(spec: HostSpec, of: ClassSpec) -> list[int]:
     """Slot numbers whose values show how rules depend on the slot: the first, the last possible, some between."""
-    last = spec.addresses.capacity()
-    return sorted({1, min(2, last), last // 3 or 1, last})
-
     if of.residents is not None:
         numbers = list(of.residents)
         return [numbers[at] for at in sorted({0, min(1, len(numbers) - 1), len(numbers) // 3, len(numbers) - 1})]
+    last = spec.addresses.capacity()
+    return sorted({1, min(2, last), last // 3 or 1, last})
+
 
 def _rules(of: ClassSpec, samples: Sequence[Values], defaults: Parameters) -> list[Die]:
     """The dies of the slot's rule files, and of the rules that its NAT and rates bring with them.

@@ -5,10 +5,12 @@ Layouts: linux/netlink.h. Everything is native-endian; attributes are padded to 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
 import struct
+import threading
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Self
 
@@ -263,6 +265,33 @@ class Socket:
             raise KernelError(operation, errno.ETIMEDOUT, detail="the kernel did not answer") from error
         except OSError as error:
             raise KernelError(operation, error.errno or errno.EIO) from error
+
+
+_here = threading.local()
+
+
+@contextlib.contextmanager
+def lent(sock: Socket) -> Iterator[None]:
+    """Let :func:`here` give ``sock`` to whoever asks on this thread, for the length of the block.
+
+    Making a socket and closing it costs as much as a request. The thread must stay in the socket's namespace.
+    """
+    _here.socket = sock
+    try:
+        yield
+    finally:
+        _here.socket = None
+
+
+@contextlib.contextmanager
+def here() -> Iterator[Socket]:
+    """A route netlink socket of the namespace that the calling thread is in: the one that is lent, or a new one."""
+    borrowed: Socket | None = getattr(_here, "socket", None)
+    if borrowed is not None:
+        yield borrowed
+        return
+    with Socket() as own:
+        yield own
 
 
 def extended_ack(reply: Message) -> str | None:

@@ -92,7 +92,7 @@ class BpfDie:
 
     def _attach(self, values: Values, links: Links) -> None:
         attachments = [a for part in self._parts for a in part.load(values, self._defaults)]
-        with netlink.Socket() as sock, _released(attachments):
+        with netlink.here() as sock, _released(attachments):
             name = values["uplink_if"]
             link = links.get(name) or rtnetlink.link_index(sock, name)
             sock.execute([tc.add_clsact(link), *_requests(link, attachments)])
@@ -104,11 +104,11 @@ class BpfDie:
         attachments = [a for part in self._parts for a in part.rebind(values, parameters)]
         if not attachments:
             return
-        with netlink.Socket() as sock, _released(attachments):
+        with netlink.here() as sock, _released(attachments):
             sock.execute(_requests(rtnetlink.link_index(sock, values["uplink_if"]), attachments))
 
     def read(self, values: Values, parameters: Parameters) -> list[Difference]:
-        with netlink.Socket() as sock:
+        with netlink.here() as sock:
             found = _attached(sock, rtnetlink.link_index(sock, values["uplink_if"]))
         differences: list[Difference] = []
         wanted = {place: tag for part in self._parts for place, tag in part.tags(values).items()}
@@ -137,14 +137,14 @@ class BpfDie:
         """As after a stamp: fresh programs and maps take the places of all others, and what is foreign goes."""
         self._attach(values, NO_LINKS)
         wanted = {place for part in self._parts for place in part.tags(values)}
-        with netlink.Socket() as sock:
+        with netlink.here() as sock:
             link = rtnetlink.link_index(sock, values["uplink_if"])
             foreign = [p for p in _attached(sock, link) if p not in wanted and p.priority not in bpf_parts.FOREIGN]
             sock.execute([tc.del_filter(link, place.hook, place.priority) for place in foreign])
 
     def traffic(self, values: Values) -> tuple[Traffic, Traffic]:
         """What was counted on the way out and on the way in; KernelError ENOENT without counters."""
-        with netlink.Socket() as sock:
+        with netlink.here() as sock:
             found = _attached(sock, rtnetlink.link_index(sock, values["uplink_if"]))
         return Counters.read(int(values["slot"]), found)
 

@@ -127,7 +127,7 @@ class UserPrograms:
 
     def rebind(self, values: Values, parameters: Parameters) -> list[Attachment]:
         """Nothing is replaced: the maps of the attached programs are updated, element by element."""
-        with netlink.Socket() as sock:
+        with netlink.here() as sock:
             link = rtnetlink.link_index(sock, values["uplink_if"])
             found = {Place(f.hook, f.priority): f for f in tc.filters(sock, link)}
         for index, source in enumerate(self._sources):

@@ -74,7 +74,7 @@ class RatesDie:
 
     def read(self, values: Values, parameters: Parameters) -> list[Difference]:
         differences: list[Difference] = []
-        with netlink.Socket() as sock:
+        with netlink.here() as sock:
             for shape in self.queues(values):
                 present = [q for q in tc.queues(sock, rtnetlink.link_index(sock, shape.link)) if q.kind == "tbf"]
                 if not present:
@@ -86,7 +86,7 @@ class RatesDie:
 
     def reset(self, values: Values) -> None:
         """As after a stamp: full buckets, empty queues. A bucket that is only changed keeps its debt."""
-        with netlink.Socket() as sock:
+        with netlink.here() as sock:
             sock.execute([tc.del_root_queue(rtnetlink.link_index(sock, shape.link)) for shape in self.queues(values)])
         self._set_queues(values, NO_LINKS)
 
@@ -106,7 +106,7 @@ class RatesDie:
         shapes = self.queues(values)
         if not shapes:
             return
-        with netlink.Socket() as sock:
+        with netlink.here() as sock:
             indexes = [known.get(shape.link) or rtnetlink.link_index(sock, shape.link) for shape in shapes]
             sock.execute(
                 tc.set_token_bucket(index, shape.rate, shape.burst, shape.limit)

@@ -54,7 +54,7 @@ class RoutesDie:
         return None
 
     def stamp(self, values: Values) -> None:
-        with netlink.Socket() as sock:
+        with netlink.here() as sock:
             self._make_tunnels(sock, values)
             links = _links(self.section, values, self.links)
             requests = [fib.add_route(route) for route in self.wanted_routes(values, self.defaults, links)]
@@ -62,17 +62,17 @@ class RoutesDie:
 
     def bind(self, values: Values, parameters: Parameters) -> None:
         """Add what is new, then remove what is not wanted any more."""
-        with netlink.Socket() as sock:
+        with netlink.here() as sock:
             self._converge(sock, values, parameters)
 
     def reset(self, values: Values) -> None:
         """Remove all of netslot's routes and rules that a stamp does not make, and make what is missing."""
-        with netlink.Socket() as sock:
+        with netlink.here() as sock:
             self._make_tunnels(sock, values)
             self._converge(sock, values, self.defaults)
 
     def read(self, values: Values, parameters: Parameters) -> list[Difference]:
-        with netlink.Socket() as sock:
+        with netlink.here() as sock:
             try:
                 links = _links(self.section, values)
             except KernelError as error:
@@ -133,6 +133,8 @@ def _rendered(text: str, values: Values) -> str:
 
 def _links(section: RoutesSection, values: Values, known: Links = NO_LINKS) -> Links:
     names = {_rendered(entry.device, values) for entry in section.routes if entry.kind == "unicast"}
+    if names <= known.keys():
+        return known
     found = {name: known[name] for name in names & known.keys()}
     for name in names - known.keys():
         try:
@@ -164,12 +166,15 @@ def _key_of(entry: Route) -> str:
     return f"routes.routes to {entry.to}"
 
 
+_network = functools.lru_cache(maxsize=1024)(ip_network)
+
+
 @functools.lru_cache(maxsize=1024)
 def _route(entry: Route, to: str, gateways: tuple[str, ...], device: int, preferred: str) -> fib.Route:
     """Most routes are the same in all slots, so that working them out once is enough; here and below."""
     key = _key_of(entry)
     try:
-        destination = ip_network(to)
+        destination = _network(to)
         via = [ip_address(text) for text in gateways]
         # An entry that a list fills serves both families: each destination takes the gateways of its own.
         own = tuple(gateway for gateway in via if gateway.version == destination.version)
