@@ -283,6 +283,8 @@ class SlotWriter:
             text.append(f":{hook} {policy} [0:0]")
         text += [f":{name} - [0:0]" for name in self.rules.chains]
         if self.rules.chains:
+            if process:  # what it says to itself never was root's to forward; refusals come to it that way too
+                text += ["-A OUTPUT -o lo -j ACCEPT", "-A INPUT -i lo -j ACCEPT"]
             text += [f"-A {hook} {where} -j {name}" for hook, name, where in hooks]
         for name, lines in self.rules.chains.items():
             text += [f"-A {name} {line}" for line in lines]
