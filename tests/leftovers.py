@@ -10,6 +10,7 @@ import gc
 import os
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,13 +77,14 @@ def _inventory() -> dict[str, set[str]]:
 
 
 def _descriptors() -> set[str]:
-    found = set()
+    """What is open, by name and how often: one that is closed and opened again may get another number."""
+    found: Counter[str] = Counter()
     for fd in os.listdir("/proc/self/fd"):
         try:
-            found.add(f"{fd} {os.readlink(f'/proc/self/fd/{fd}')}")
+            found[os.readlink(f"/proc/self/fd/{fd}")] += 1
         except FileNotFoundError:  # the one that listed the directory
             continue
-    return found
+    return {f"{name} ({number})" for name, count in found.items() for number in range(1, count + 1)}
 
 
 def _children() -> set[str]:

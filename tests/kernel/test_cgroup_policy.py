@@ -50,7 +50,7 @@ def test_limits_are_written_read_back_and_bound(die: CgroupDie) -> None:
     die.reset(VALUES)
     assert die.read(VALUES, {}) == []
     cgroupfs.freeze(VALUES["cgroup"], True)
-    assert [str(d) for d in die.read(VALUES, {})] == [f"cgroup {VALUES['cgroup']}: is frozen"]
+    assert [str(d) for d in die.read(VALUES, {})] == [f"cgroup {VALUES['cgroup']}: is frozen, and nobody is in it"]
     die.remove(VALUES)
     assert "is missing" in str(die.read(VALUES, {})[0])
 

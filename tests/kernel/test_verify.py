@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,6 +48,7 @@ COMMIT
 -A POSTROUTING -o ${uplink_if} -j SNAT --to-source ${address}
 COMMIT
 """
+STRANGE = f"{sys.executable} {Path(__file__).parents[1] / 'strange_program.py'}"
 SLOT = 5
 """Verify compares the first of the eight in full, and the others with what it learnt from that one."""
 ROOT_ADDRESS, ADDRESS = f"10.201.0.{2 * SLOT}", f"10.201.0.{2 * SLOT + 1}"
@@ -89,6 +91,35 @@ CHANGES = {
     "link added": ("ip link add mine type veth peer name yours", "link mine: not the slot's"),
     "sysctl of a link": ("sysctl -qw net.ipv4.conf.up0.rp_filter=2", "link up0: an IPv4 sysctl"),
     "forwarding of a link": ("sysctl -qw net.ipv4.conf.tap0.forwarding=0", "link tap0: an IPv4 sysctl"),
+    "queue on the uplink": ("tc qdisc add dev up0 root pfifo limit 7", "link up0: queue pfifo .* not the slot's"),
+    "queue on the guest's link": (
+        "tc qdisc add dev tap0 root tbf rate 1mbit burst 10k limit 10k",
+        "link tap0: queue tbf .* not the slot's",
+    ),
+    "hook point": ("tc qdisc add dev tap0 clsact", "link tap0: queue clsact .* not the slot's"),
+    "filter": (
+        "tc qdisc add dev up0 ingress; tc filter add dev up0 parent ffff: u32 match u32 0 0 flowid 1:1",
+        "link up0: queue ingress .* not the slot's",
+    ),
+    "queue length": ("ip link set up0 txqueuelen 7", "link up0: queue_length is 7, not 1000"),
+    "program before the queues": ("{strange} xdp up0", "link up0: an XDP program is attached"),
+    "program before tc's": ("{strange} ingress up0", "link up0 tcx ingress: program [0-9]+ not the slot's"),
+    "program before tc's, guest's link": ("{strange} egress tap0", "link tap0 tcx egress: .* not the slot's"),
+    "routing rule": ("ip rule add from 10.0.0.0/8 lookup 77", "routing rules: IPv4 rule 32765 not the slot's"),
+    "routing rule of IPv6": ("ip -6 rule add prohibit", "routing rules: IPv6 rule 32765 not the slot's"),
+    "routing rule under our number": (
+        "ip rule add pref 9 fwmark 1 lookup 77 proto 78",
+        "IPv4 rule 9 (not the slot's|should not be there)",
+    ),
+    "the kernel's routing rule": ("ip rule del pref 32766", "routing rules: IPv4 rule 32766, .* is missing"),
+    "route under our number": (
+        "ip route add 203.0.113.0/24 dev up0 table 77 proto 78",
+        r"203\.0\.113\.0/24 table 77 should not be there",
+    ),
+    "neighbour added": (
+        "ip neigh add 10.99.0.9 lladdr 02:00:00:00:00:99 dev up0 nud permanent",
+        r"neighbour 10\.99\.0\.9 02:00:00:00:00:99 not the slot's",
+    ),
     "IPv6 of a link": ("sysctl -qw net.ipv6.conf.up0.disable_ipv6=0", "link up0: an IPv6 sysctl"),
 }
 ROOT_CHANGES = {
@@ -140,8 +171,24 @@ def _found_and_mended(host: Host, words: str) -> None:
 @pytest.mark.parametrize(("command", "words"), CHANGES.values(), ids=CHANGES)
 def test_a_change_in_a_slot(lab: tuple[PlayedHost, Host], command: str, words: str) -> None:
     where, host = lab
-    _inside(f"{where.prefix}{SLOT}", command.format(root_address=ROOT_ADDRESS))
+    _inside(f"{where.prefix}{SLOT}", command.format(root_address=ROOT_ADDRESS, strange=STRANGE))
     _found_and_mended(host, words)
+
+
+@pytest.mark.parametrize(("command", "words"), CHANGES.values(), ids=CHANGES)
+def test_a_change_in_a_slot_that_is_leased(lab: tuple[PlayedHost, Host], command: str, words: str) -> None:
+    """It is mended without building the slot again: a process in it keeps its namespace and its connection."""
+    host = lab[1]
+    leases = [host.lease(f"tenant {number}") for number in range(8)]
+    try:
+        (lease,) = (each for each in leases if each is not None and each.slot == SLOT)
+        before = Path(lease.netns_path).stat().st_ino
+        _inside(lease.netns, command.format(root_address=ROOT_ADDRESS, strange=STRANGE))
+        _found_and_mended(host, words)
+        assert Path(lease.netns_path).stat().st_ino == before, "the same namespace"
+    finally:
+        for number in range(8):
+            host.release(owner=f"tenant {number}")
 
 
 @pytest.mark.parametrize(("command", "words"), ROOT_CHANGES.values(), ids=ROOT_CHANGES)

@@ -279,7 +279,12 @@ class Host:
     # --- truth ---------------------------------------------------------------------------------------
 
     def verify(
-        self, *, slots: Iterable[int] | None = None, repair: bool = False, progress: Progress | None = None
+        self,
+        *,
+        slots: Iterable[int] | None = None,
+        repair: bool = False,
+        thorough: bool = False,
+        progress: Progress | None = None,
     ) -> Report:
         """Compare the kernel with what it should hold; see :func:`netslot.host.verifying.verify`."""
-        return verifying.verify(self._engine, numbers=slots, repair=repair, progress=progress)
+        return verifying.verify(self._engine, numbers=slots, repair=repair, thorough=thorough, progress=progress)

@@ -524,6 +524,8 @@ def _changed(field: str, expected: object, actual: object) -> str:
         places = range(0, len(expected), 4)
         numbers = ", ".join(str(at // 4 + 1) for at in places if expected[at : at + 4] != actual[at : at + 4])
         return f"{_SETTINGS[field]} changed: number {numbers} of the kernel's devconf"
+    if field == "xdp":
+        return "an XDP program is attached" if actual else "the XDP program is gone"
     if field == "up":
         return "down" if expected else "up"
     if field == "flags":

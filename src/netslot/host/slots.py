@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from netslot.errors import KernelError, NetslotError
-from netslot.host import links
+from netslot.host import links, strange
 from netslot.host.plan import GUEST, LOOPBACK, UPLINK, SlotPlan, own_values, parse_tag
-from netslot.kernel import conntrack, fib, netns, sockets, tc
+from netslot.kernel import conntrack, netns, sockets
 from netslot.kernel import rtnetlink as rt
-from netslot.kernel.netlink import Request, Socket, lent
+from netslot.kernel.netlink import Socket, lent
 from netslot.kernel.sysctl import Sysctls
 from netslot.policy.base import Die, Difference, Parameters, Values
 
@@ -46,12 +46,19 @@ class Template:
     def dies(self) -> tuple[Die, ...]:
         return (*self.early, *self.late)
 
-    def differences(self, plan: SlotPlan, values: Values, parameters: Parameters) -> list[Difference]:
-        """What the slot that the calling thread is in holds otherwise than it should."""
+    def differences(
+        self, plan: SlotPlan, values: Values, parameters: Parameters, *, thorough: bool = True
+    ) -> list[Difference]:
+        """What the slot that the calling thread is in holds otherwise than it should.
+
+        Unless ``thorough``, it is not looked for what nobody's policy knows of: see :mod:`netslot.host.strange`.
+        """
         assert self.expectation is not None
         with Socket() as slot:
             answers = links.ask(plan, slot)
-        result = [Difference(*pair) for pair in self.expectation.slot_drift(plan, answers)]
+            result = [Difference(*pair) for pair in self.expectation.slot_drift(plan, answers)]
+            if thorough:
+                result += [Difference(*pair) for pair in strange.differences(plan, slot, answers)]
         for die in self.dies:
             result += die.read(values, parameters)
         return result
@@ -240,23 +247,25 @@ def recycle(plan: SlotPlan, template: Template, workshop: Workshop, running: Cal
         assert template.expectation is not None
         wanted = template.expectation.slot(plan)
         with Socket() as slot:
-            changed = links.read(plan, slot) != wanted
-            if changed:
-                restore_links(plan, workshop, slot)
-                links.mend(plan, wanted, slot)
-            slot.execute(links.forget_neighbours(plan) + fib.delete_foreign_rules(slot) + _default_queues(plan))
-        left = template.differences(plan, plan.values, plan.defaults)
+            strange.clear(plan, slot, None)
+            changed = mend_links(plan, wanted, workshop, slot)
+            slot.execute(links.forget_neighbours(plan))
+        left = template.differences(plan, plan.values, plan.defaults, thorough=False)
     if left:
         raise NotCleanError(f"slot {plan.number} is not as new: {'; '.join(map(str, left[:3]))}")
     if changed:  # the link was made again, or the template is another: root's end names it too
         workshop.open_root_side(plan)
 
 
-def _default_queues(plan: SlotPlan) -> list[Request]:
-    """Queues are the rates policy's; without it, links have the kernel's own."""
-    if plan.of.rates is not None:
-        return []
-    return [tc.del_root_queue(index) for index in (UPLINK, *([GUEST] if plan.guest_if is not None else []))]
+def mend_links(plan: SlotPlan, wanted: links.State, workshop: Workshop, slot: Socket) -> bool:
+    """Give the slot that the calling thread is in its links, addresses and routes back; whether any had changed."""
+    found = links.read(plan, slot)
+    if found == wanted:
+        return False
+    restore_links(plan, workshop, slot)
+    strange.restore(plan, wanted, found, slot, workshop.sysctls)
+    links.mend(plan, wanted, slot)
+    return True
 
 
 def _refuse_others_values(plan: SlotPlan) -> None:
@@ -316,7 +325,8 @@ def restore_links(plan: SlotPlan, workshop: Workshop, slot: Socket) -> None:
     there = {link.ifindex: link for link in rt.links(slot)}
     wanted = {UPLINK: plan.uplink_if, GUEST: plan.guest_if}
     wrong = [link for link in there.values() if link.ifindex != LOOPBACK and wanted.get(link.ifindex) != link.name]
-    slot.execute(rt.delete_link(link.ifindex) for link in wrong)
+    # The other end of a pair goes with the first.
+    slot.execute(rt.delete_link(link.ifindex)._replace(ignore=(errno.ENODEV,)) for link in wrong)
     names = {link.name for link in there.values() if link not in wrong}
     if plan.uplink_if not in names:
         links.make_uplink(plan, slot, workshop.root, workshop.home)

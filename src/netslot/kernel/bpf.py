@@ -40,6 +40,12 @@ _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _PROG_LOAD = 0, 1, 2, 3, 5
 _PROG_ATTACH, _PROG_DETACH, _PROG_TEST_RUN = 8, 9, 10
 _PROG_BY_ID, _MAP_BY_ID, _OBJ_INFO, _PROG_QUERY = 13, 14, 15, 16
 _MAP_FREEZE, _MAP_LOOKUP_BATCH, _MAP_UPDATE_BATCH = 22, 24, 26
+_LINK_BY_ID, _LINK_NEXT_ID, _LINK_DETACH = 30, 31, 34
+
+TCX_HOOKS: Final = {"ingress": 46, "egress": 47}
+"""Hook points of a link beside tc's own (Linux 6.6), by enum bpf_attach_type."""
+_QUERY = struct.Struct("=IIIIQIIQQQQ")
+_LINK_INFO = struct.Struct("=IIIIQII32x")
 
 _PROG_INFO = struct.Struct("=II8sIIQQQIIQ16sII")
 _MAP_INFO = struct.Struct("=IIIIII16s")
@@ -264,6 +270,74 @@ def prog_query(target: int, attach_type: int) -> tuple[int, ...]:
     )
     _bpf(_PROG_QUERY, query, "bpf prog_query")
     return tuple(ids[: struct.unpack_from("=I", query.raw, 24)[0]])
+
+
+class Attached(NamedTuple):
+    """A program on a link's tcx hook (ids); ``link`` is 0 unless a BPF link holds it there."""
+
+    program: int
+    link: int
+
+
+def tcx_query(index: int, hook: int) -> list[Attached]:
+    """The programs on a tcx hook of link ``index``, which the kernel runs before tc's own filters.
+
+    None where the kernel has no such hooks. The kernel fills in the whole structure, whatever size it was told.
+    """
+    programs, links = (ctypes.c_uint32 * 64)(), (ctypes.c_uint32 * 64)()
+    head = (index, hook, 0, 0, ctypes.addressof(programs), 64, 0, 0, ctypes.addressof(links), 0, 0)
+    query = ctypes.create_string_buffer(_QUERY.pack(*head), _QUERY.size)
+    try:
+        _bpf(_PROG_QUERY, query, "bpf query tcx")
+    except KernelError as error:
+        if error.errno == errno.EINVAL:
+            return []
+        raise
+    count = _QUERY.unpack(query.raw)[5]
+    return [Attached(*pair) for pair in zip(programs[:count], links[:count], strict=True)]
+
+
+def link_detach(number: int) -> None:
+    """Take what a BPF link (id) holds from its place, whoever keeps the link; absence is success."""
+    try:
+        fd = _bpf(_LINK_BY_ID, struct.pack("=III", number, 0, 0), f"bpf link_by_id {number}")
+    except KernelError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return
+    try:
+        _bpf(_LINK_DETACH, struct.pack("=I", fd), f"bpf link_detach {number}")
+    finally:
+        os.close(fd)
+
+
+def cgroup_links(place: int, program: int, attach_type: int) -> list[int]:
+    """The BPF links (ids) that hold ``program`` (an id) at the cgroup with inode ``place``."""
+    found: list[int] = []
+    number = 0
+    while True:
+        request = ctypes.create_string_buffer(struct.pack("=III", number, 0, 0), 12)
+        try:
+            _bpf(_LINK_NEXT_ID, request, "bpf link_next_id")
+        except KernelError as error:
+            if error.errno == errno.ENOENT:
+                return found
+            raise
+        number = struct.unpack_from("=I", request.raw, 4)[0]
+        try:
+            fd = _bpf(_LINK_BY_ID, struct.pack("=III", number, 0, 0), f"bpf link_by_id {number}")
+        except KernelError as error:
+            if error.errno == errno.ENOENT:  # gone since
+                continue
+            raise
+        try:
+            info = ctypes.create_string_buffer(_LINK_INFO.size)
+            _bpf(_OBJ_INFO, struct.pack("=IIQ", fd, len(info), _address(info)), "bpf link_info")
+        finally:
+            os.close(fd)
+        _, _, held, _, where, kind, _ = _LINK_INFO.unpack(info.raw)
+        if (held, where, kind) == (program, place, attach_type):
+            found.append(number)
 
 
 class TestRun(NamedTuple):

@@ -11,7 +11,7 @@ import errno
 import functools
 import socket
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final, TypeAlias
 
@@ -30,7 +30,7 @@ KINDS: Final = {"unicast": UNICAST, "blackhole": 6, "unreachable": 7, "prohibit"
 ACTIONS: Final = {"table": 1, "blackhole": 6, "unreachable": 7, "prohibit": 8}
 
 _NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
-_NEWRULE, _DELRULE, _GETRULE = 32, 33, 34
+_NEWRULE, RTM_DELRULE, _GETRULE = 32, 33, 34
 _BY_KERNEL = 2  # RTPROT_KERNEL, linux/rtnetlink.h
 
 _RTMSG = struct.Struct("=BBBBBBBBI")
@@ -45,6 +45,13 @@ _IPV6_METRIC = 1024
 
 _FRA_DST, _FRA_SRC, _FRA_IIFNAME, _FRA_PRIORITY, _FRA_FWMARK = 1, 2, 3, 6, 10
 _FRA_TABLE, _FRA_FWMASK, _FRA_PROTOCOL, _FRA_IP_PROTO, _FRA_DPORTS = 15, 16, 21, 22, 24
+_FRA_DPORT_MASK = 29  # all ones with a single port (Linux 6.15)
+_INVERT = 2  # FIB_RULE_INVERT
+_FRA_SUPPRESS_PREFIXLEN = 14  # a dump always has it: -1 for none
+_FIELDS: Final = frozenset(
+    {_FRA_DST, _FRA_SRC, _FRA_IIFNAME, _FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK, _FRA_PROTOCOL}
+    | {_FRA_IP_PROTO, _FRA_DPORTS, _FRA_DPORT_MASK, _FRA_SUPPRESS_PREFIXLEN}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +88,8 @@ class Rule:
     input: str = ""
     protocol: int = 0
     ports: tuple[int, int] | None = None
+    beyond: bytes = b""
+    """The kernel's message, of a rule that says what the fields above have no place for."""
 
     def __str__(self) -> str:
         return f"IPv{4 if self.family == socket.AF_INET else 6} rule {self.priority}"
@@ -176,7 +185,7 @@ def add_rule(rule: Rule) -> Request:
 
 def delete_rule(rule: Rule) -> Request:
     """Remove netslot's rule; absence is success."""
-    return Request(_DELRULE, 0, _rule_payload(rule), f"delete {rule}", (errno.ENOENT,))
+    return Request(RTM_DELRULE, 0, rule.beyond or _rule_payload(rule), f"delete {rule}", (errno.ENOENT,))
 
 
 def _rule_payload(rule: Rule) -> bytes:
@@ -204,21 +213,38 @@ def rules(sock: netlink.Socket) -> list[Rule]:
     found: list[Rule] = []
     for version in (socket.AF_INET, socket.AF_INET6):
         for answer in sock.dump(_GETRULE, _RULE.pack(version, 0, 0, 0, 0, 0, 0, 0, 0), "list rules"):
-            attrs = netlink.parse_attrs(answer.payload, _RULE.size)
-            if attrs.get(_FRA_PROTOCOL) == bytes([PROTOCOL]):
-                found.append(_parse_rule(answer.payload, attrs))
+            rule, protocol = parse_rule(answer.payload)
+            if protocol == PROTOCOL:
+                found.append(rule)
     return found
 
 
-def delete_foreign_rules(sock: netlink.Socket) -> list[Request]:
-    """Requests that remove every rule that is neither the kernel's nor netslot's; each goes back as it was dumped."""
-    kept = (bytes([_BY_KERNEL]), bytes([PROTOCOL]))
-    return [
-        Request(_DELRULE, 0, answer.payload, "delete a foreign rule", (errno.ENOENT,))
-        for version in (socket.AF_INET, socket.AF_INET6)
-        for answer in sock.dump(_GETRULE, _RULE.pack(version, 0, 0, 0, 0, 0, 0, 0, 0), "list rules")
-        if netlink.parse_attrs(answer.payload, _RULE.size).get(_FRA_PROTOCOL) not in kept
+KERNEL_RULES: Final = tuple(
+    Rule(family, priority, table=table)
+    for family, rules in ((socket.AF_INET, 3), (socket.AF_INET6, 2))
+    for priority, table in ((0, 255), (32766, MAIN_TABLE), (32767, 253))[:rules]
+)
+"""What every namespace begins with: look into the tables local, main and (IPv4) default."""
+
+
+def add_kernel_rule(rule: Rule) -> Request:
+    """Put back one of :data:`KERNEL_RULES`."""
+    head, rest = _rule_payload(rule)[: _RULE.size], (rule.priority, rule.table)
+    attributes = [
+        netlink.attr_u32(kind, value) for kind, value in zip((_FRA_PRIORITY, _FRA_TABLE), rest, strict=True)
     ]
+    by_kernel = netlink.attr_u8(_FRA_PROTOCOL, _BY_KERNEL)
+    return Request(_NEWRULE, netlink.NLM_F_CREATE, head + b"".join(attributes) + by_kernel, f"add {rule}")
+
+
+def parse_rule(payload: bytes) -> tuple[Rule, int]:
+    """The rule of an RTM_NEWRULE message, and the protocol number of whoever made it."""
+    attrs = netlink.parse_attrs(payload, _RULE.size)
+    rule = _parse_rule(payload, attrs)
+    beyond = bool(attrs.keys() - _FIELDS) or bool(payload[3]) or bool(payload[8] & _INVERT)  # payload[3]: TOS
+    none = b"\xff" * 4
+    beyond = beyond or none != attrs.get(_FRA_SUPPRESS_PREFIXLEN, none) or none != attrs.get(_FRA_FWMASK, none)
+    return (replace(rule, beyond=payload) if beyond else rule), attrs.get(_FRA_PROTOCOL, b"\0")[0]
 
 
 def _parse_rule(payload: bytes, attrs: dict[int, bytes]) -> Rule:

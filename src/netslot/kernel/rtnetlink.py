@@ -59,7 +59,9 @@ IFLA_INET_CONF = 1
 IPV4_DEVCONF_FORWARDING, IPV4_DEVCONF_PROXY_ARP, IPV4_DEVCONF_ACCEPT_REDIRECTS = 1, 3, 4
 IPV4_DEVCONF_RP_FILTER, IPV4_DEVCONF_ACCEPT_SOURCE_ROUTE = 8, 9
 IPV4_DEVCONF_ARP_IGNORE, IPV4_DEVCONF_ARP_ACCEPT = 19, 21
+IFLA_TXQLEN = 13
 IFLA_EXT_MASK, IFLA_CARRIER = 29, 33
+IFLA_XDP, IFLA_XDP_FD, IFLA_XDP_ATTACHED = 43, 1, 2
 RTEXT_FILTER_SKIP_STATS = 8
 IFLA_INET6_CONF, IFLA_INET6_ADDR_GEN_MODE = 2, 8
 IN6_ADDR_GEN_MODE_NONE = 1
@@ -193,6 +195,17 @@ def get_link(index: int) -> Request:
     """Ask for a link without its statistics. A side effect of the kernel's is wanted, see :func:`settle_link`."""
     payload = _IFINFO.pack(0, 0, index, 0, 0) + attr_u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
     return Request(RTM_GETLINK, 0, payload, f"read link {index}")
+
+
+def restore_queueing(index: int, queue_length: int) -> list[Request]:
+    """Give a link back its length of queue, and take an XDP program away. EBUSY when a BPF link holds the program."""
+    head = _IFINFO.pack(0, 0, index, 0, 0)
+    no_program = nested(IFLA_XDP, attr(IFLA_XDP_FD, struct.pack("=i", -1)))
+    length = attr_u32(IFLA_TXQLEN, queue_length)
+    return [
+        Request(RTM_SETLINK, 0, head + length, f"set the queue length of link {index}"),
+        Request(RTM_SETLINK, 0, head + no_program, f"detach XDP of link {index}", (errno.EOPNOTSUPP,)),
+    ]
 
 
 def settle_link(index: int) -> Request:
@@ -330,6 +343,9 @@ class Link(NamedTuple):
     group: int
     alias: str
     kind: str
+    queue_length: int
+    xdp: int
+    """How an XDP program is attached (XDP_ATTACHED_*); 0 when none is."""
     ipv4_conf: bytes
     """``net.ipv4.conf.NAME.*``: an array of 32-bit numbers, IPV4_DEVCONF_* from 1."""
     ipv6_conf: bytes
@@ -363,6 +379,8 @@ def _parse_link(payload: bytes) -> Link:
         group=_u32(attrs.get(IFLA_GROUP)),
         alias=_text(attrs.get(IFLA_IFALIAS, b"")),
         kind=_link_kind(attrs.get(IFLA_LINKINFO, b"")),
+        queue_length=_u32(attrs.get(IFLA_TXQLEN)),
+        xdp=parse_attrs(attrs.get(IFLA_XDP, b"")).get(IFLA_XDP_ATTACHED, b"\0")[0],
         ipv4_conf=ipv4_conf,
         ipv6_conf=ipv6_conf,
     )

@@ -39,7 +39,7 @@ def views(*, index: bool = True, ipv4_conf: slice = WHOLE, ipv6_conf: slice = WH
     link = b"\xff" * 4 if index else bytes(4)
     up, cloned = struct.pack("=I", rt.IFF_UP | rt.IFF_SET), struct.pack("=I", rt.RTM_F_CLONED)
     conf: Kept = {socket.AF_INET: {rt.IFLA_INET_CONF: ipv4_conf}, socket.AF_INET6: {rt.IFLA_INET6_CONF: ipv6_conf}}
-    names = (rt.IFLA_ADDRESS, rt.IFLA_IFNAME, rt.IFLA_MTU, rt.IFLA_IFALIAS, rt.IFLA_GROUP)
+    names = (rt.IFLA_ADDRESS, rt.IFLA_IFNAME, rt.IFLA_MTU, rt.IFLA_IFALIAS, rt.IFLA_GROUP, rt.IFLA_TXQLEN)
     route = (rt.RTA_DST, rt.RTA_GATEWAY, rt.RTA_PRIORITY, rt.RTA_TABLE, *((rt.RTA_OIF,) if index else ()))
     return {
         rt.RTM_NEWLINK: View(
@@ -47,6 +47,7 @@ def views(*, index: bool = True, ipv4_conf: slice = WHOLE, ipv6_conf: slice = WH
             {
                 **dict.fromkeys(names, WHOLE),
                 rt.IFLA_LINKINFO: {rt.IFLA_INFO_KIND: WHOLE},
+                rt.IFLA_XDP: {rt.IFLA_XDP_ATTACHED: WHOLE},
                 rt.IFLA_AF_SPEC: conf,
             },
         ),

@@ -5,11 +5,59 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping
+from typing import Final
 
 from netslot.errors import KernelError
 from netslot.kernel import sys
 
 _USES = 64
+
+IPV6_CONF: Final[Mapping[int, str]] = {
+    0: "forwarding",
+    1: "hop_limit",
+    2: "mtu",
+    3: "accept_ra",
+    4: "accept_redirects",
+    5: "autoconf",
+    6: "dad_transmits",
+    7: "router_solicitations",
+    10: "use_tempaddr",
+    11: "temp_valid_lft",
+    12: "temp_prefered_lft",
+    13: "regen_max_retry",
+    14: "max_desync_factor",
+    15: "max_addresses",
+    16: "force_mld_version",
+    17: "accept_ra_defrtr",
+    18: "accept_ra_pinfo",
+    22: "proxy_ndp",
+    23: "optimistic_dad",
+    24: "accept_source_route",
+    26: "disable_ipv6",
+    27: "accept_dad",
+    28: "force_tllao",
+    29: "ndisc_notify",
+    32: "suppress_frag_ndisc",
+    33: "accept_ra_from_local",
+    34: "use_optimistic",
+    35: "accept_ra_mtu",
+    37: "use_oif_addrs_only",
+    38: "accept_ra_min_hop_limit",
+    39: "ignore_routes_with_linkdown",
+    40: "drop_unicast_in_l2_multicast",
+    41: "drop_unsolicited_na",
+    42: "keep_addr_on_down",
+    44: "seg6_enabled",
+    46: "enhanced_dad",
+    47: "addr_gen_mode",
+    48: "disable_policy",
+    50: "ndisc_tclass",
+    53: "ioam6_enabled",
+    56: "ndisc_evict_nocarrier",
+    57: "accept_untracked_na",
+}
+"""Names below net.ipv6.conf.LINK by number in the array that a link's dump holds (DEVCONF_*, linux/ipv6.h): those
+that are in it as they are written, and that every build of the kernel has or that are 0 where it has not."""
 
 
 class Sysctls:

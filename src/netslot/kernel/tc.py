@@ -41,6 +41,7 @@ LARGEST_NUMBER: Final = 0xFFFF
 _TBF_PARMS, _TBF_RATE64, _TBF_BURST = 1, 4, 6
 _TBF_QOPT = struct.Struct("=BBHhHI12xIII")
 _LINKLAYER_ETHERNET = 1
+_TICK_SHIFT = 6  # PSCHED_SHIFT: the kernel counts buckets in 64 ns
 
 
 _KIND_BPF = netlink.attr_str(_TCA_KIND, "bpf")
@@ -60,12 +61,15 @@ class Filter(NamedTuple):
 
 
 class Queue(NamedTuple):
-    """One queueing discipline; ``rate`` (bytes a second) and ``burst`` (bytes) are of a token bucket, else 0."""
+    """One queueing discipline; of a token bucket the rate (bytes a second), the bucket's depth (nanoseconds at that
+    rate, to 64 of them) and how many bytes may wait, else 0."""
 
     kind: str
     handle: int
     parent: int
     rate: int
+    depth: int
+    limit: int
     packets: int
     drops: int
 
@@ -181,17 +185,18 @@ def queues(socket: netlink.Socket, link: int) -> list[Queue]:
             continue
         attributes = netlink.parse_attrs(answer.payload, _TCMSG.size)
         kind = attributes[_TCA_KIND].rstrip(b"\0").decode()
-        rate = _token_bucket_rate(attributes.get(_TCA_OPTIONS, b"")) if kind == "tbf" else 0
-        packets, drops = _statistics(attributes.get(_TCA_STATS2, b""))
-        found.append(Queue(kind, handle, parent, rate, packets, drops))
+        shape = _token_bucket(attributes.get(_TCA_OPTIONS, b"")) if kind == "tbf" else (0, 0, 0)
+        found.append(Queue(kind, handle, parent, *shape, *_statistics(attributes.get(_TCA_STATS2, b""))))
     return found
 
 
-def _token_bucket_rate(options: bytes) -> int:
+def _token_bucket(options: bytes) -> tuple[int, int, int]:
     attributes = netlink.parse_attrs(options)
+    fields = _TBF_QOPT.unpack_from(attributes[_TBF_PARMS])
+    rate, limit, ticks = int(fields[5]), int(fields[6]), int(fields[7])
     if _TBF_RATE64 in attributes:
-        return int(struct.unpack("=Q", attributes[_TBF_RATE64])[0])
-    return int(_TBF_QOPT.unpack_from(attributes[_TBF_PARMS])[5])
+        rate = int(struct.unpack("=Q", attributes[_TBF_RATE64])[0])
+    return rate, ticks << _TICK_SHIFT, limit
 
 
 def _statistics(attribute: bytes) -> tuple[int, int]:

@@ -123,9 +123,8 @@ class BpfDie:
                 what = f"program {identity.name} works with number {attached.number}, not {identity.number}"
                 differences.append(Difference(where, what))
         for place in found.keys() - wanted.keys():
-            if place.priority not in bpf_parts.FOREIGN:
-                where = f"bpf {values['uplink_if']} {place}"
-                differences.append(Difference(where, f"program {found[place].name} is not the slot's"))
+            where = f"bpf {values['uplink_if']} {place}"
+            differences.append(Difference(where, f"program {found[place].name} is not the slot's"))
         intact = {
             place: attached for place, attached in found.items() if attached.tag == wanted.get(place, _NOBODY).tag
         }
@@ -139,7 +138,7 @@ class BpfDie:
         wanted = {place for part in self._parts for place in part.tags(values)}
         with netlink.here() as sock:
             link = rtnetlink.link_index(sock, values["uplink_if"])
-            foreign = [p for p in _attached(sock, link) if p not in wanted and p.priority not in bpf_parts.FOREIGN]
+            foreign = [place for place in _attached(sock, link) if place not in wanted]
             sock.execute([tc.del_filter(link, place.hook, place.priority) for place in foreign])
 
     def traffic(self, values: Values) -> tuple[Traffic, Traffic]:

@@ -1,8 +1,7 @@
 """What a slot's BPF programs are made of, and the built-in parts: NAT, egress filter, counters.
 
 Where on the uplink a program runs is its priority. On the way out: counting, the filter, the user's programs,
-NAT; on the way in: counting, NAT, the user's programs. So all but NAT see the guest's own address. Priorities 25
-to 29 are left to other policies.
+NAT; on the way in: counting, NAT, the user's programs. So all but NAT see the guest's own address.
 """
 
 from __future__ import annotations
@@ -26,8 +25,6 @@ from netslot.spec.policies import BpfFilter
 _OBJECTS = Path(__file__).parent.parent / "bpf"
 FIRST, _PARSE, _FILTER4, _FILTER6, USER_EGRESS = 1, 2, 3, 4, 10
 _NAT, USER_INGRESS, LAST = 20, 30, 60
-FOREIGN: Final = range(25, 30)
-"""Priorities on the uplink that belong to other policies."""
 
 PROTOCOLS: Final = {"icmp": 1, "tcp": 6, "udp": 17, "dccp": 33, "gre": 47, "esp": 50, "icmpv6": 58, "sctp": 132}
 

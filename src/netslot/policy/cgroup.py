@@ -80,7 +80,12 @@ class CgroupDie:
             cgroupfs.write(setting.file, setting.limit.text)
 
     def bind(self, values: Values, parameters: Parameters) -> None:
-        """Write the limits that ``values`` change. KernelError EBUSY: memory in use is above the new limit."""
+        """Write the limits that ``values`` change, and make the cgroup if it is gone; who is inside stays.
+
+        KernelError EBUSY: memory in use is above the new limit.
+        """
+        if any(not place.is_dir() for place in cgroupfs.directories(values["cgroup"], self.controllers)):
+            cgroupfs.create(values["cgroup"], self.controllers)
         for setting in self.settings(values):
             if _shown(setting) != setting.limit.shown:
                 cgroupfs.write(setting.file, setting.limit.text)
@@ -96,8 +101,9 @@ class CgroupDie:
             if shown != limit.shown:
                 what = f"{limit.file} is {shown or 'not set'}, not {limit.shown}"
                 differences.append(Difference(f"cgroup {path}: {limit.name}", what))
-        if cgroupfs.read(cgroupfs.unified(path) / "cgroup.freeze") != "0":
-            differences.append(Difference(f"cgroup {path}", "is frozen"))
+        # Whoever froze a tenant at work meant it; an empty cgroup that is frozen stops the next tenant.
+        if cgroupfs.read(cgroupfs.unified(path) / "cgroup.freeze") != "0" and not cgroupfs.populated(path):
+            differences.append(Difference(f"cgroup {path}", "is frozen, and nobody is in it"))
         return differences
 
     def reset(self, values: Values) -> None:

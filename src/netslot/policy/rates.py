@@ -9,6 +9,7 @@ table and connection tracking's count are.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from netslot.kernel import netlink, rtnetlink, tc
@@ -23,6 +24,8 @@ _LEAST_BURST = 64 * 1024
 """Bytes: a segment as large as the kernel hands down in one piece (GSO) must fit the bucket."""
 _QUEUE_SECONDS = 0.05
 """How long a packet may wait in a full queue before it is dropped."""
+_DEPTH_TOLERANCE_NS = 256
+"""The kernel works out a bucket's depth by a multiplication that is not exact (psched_ratecfg_precompute())."""
 
 
 def cast(section: RatesSection, *, values: Values, links: Links = NO_LINKS) -> RatesDie:
@@ -79,9 +82,8 @@ class RatesDie:
                 present = [q for q in tc.queues(sock, rtnetlink.link_index(sock, shape.link)) if q.kind == "tbf"]
                 if not present:
                     differences.append(Difference(f"rates {shape.link}", "the token bucket is missing"))
-                elif present[0].rate != shape.rate:
-                    what = f"{present[0].rate * 8} bits a second, not {shape.rate * 8}"
-                    differences.append(Difference(f"rates {shape.link}", what))
+                    continue
+                differences += [Difference(f"rates {shape.link}", what) for what in _changes(shape, present[0])]
         return differences
 
     def reset(self, values: Values) -> None:
@@ -112,6 +114,17 @@ class RatesDie:
                 tc.set_token_bucket(index, shape.rate, shape.burst, shape.limit)
                 for index, shape in zip(indexes, shapes, strict=True)
             )
+
+
+def _changes(shape: _Shape, queue: tc.Queue) -> Iterator[str]:
+    if queue.rate != shape.rate:
+        yield f"{queue.rate * 8} bits a second, not {shape.rate * 8}"
+        return  # the rest follows from the rate
+    depth = shape.burst * 1_000_000_000 // shape.rate
+    if abs(queue.depth - depth) > _DEPTH_TOLERANCE_NS + depth // 1000:
+        yield f"a burst of {queue.depth * shape.rate // 1_000_000_000} bytes, not {shape.burst}"
+    if queue.limit != shape.limit:
+        yield f"{queue.limit} bytes may wait, not {shape.limit}"
 
 
 def _amount(value: Quantity, values: Values, key: str) -> int:
