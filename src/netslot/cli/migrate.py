@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -11,7 +12,7 @@ import click
 from netslot.cli.audit import read_tenants
 from netslot.cli.prove import read_directory
 from netslot.errors import UsageError
-from netslot.host.migrate import Migration
+from netslot.host.migrate import Migration, Status
 from netslot.kernel import netns
 
 
@@ -47,9 +48,9 @@ def migrate(
 
     try:
         migration = Migration(state_dir, root)
-        if migration.journal.state not in ("none", "done") and not rollback:
-            said = f"an earlier run stopped while '{migration.journal.state}'"
-            say(f"{said}; root's rules in force: {migration.in_force()}")
+        before = migration.status()
+        if before.state not in ("none", "done") and not rollback:
+            say(f"an earlier run stopped while '{before.state}'; {_standing(before)}")
         if rollback:
             migration.rollback(say)
         else:
@@ -57,7 +58,13 @@ def migrate(
             homes = {tenant.name: tenant.netns for tenant in people}
             migration.forward(read_directory(Path(directory or "")), homes, one, say)
         if quiet:
-            click.echo(json.dumps({"state": migration.journal.state, "slots": len(migration.journal.slots)}))
+            click.echo(json.dumps(asdict(migration.status())))
     finally:
         if root is not None:
             os.close(root)
+
+
+def _standing(status: Status) -> str:
+    """Which of root's rules are in force, table by table where not all are the same."""
+    parts = ", ".join(f"{name} {which}" for name, which in status.tables.items())
+    return f"root's rules in force: {status.in_force}" + (f" ({parts})" if status.in_force == "mixed" else "")

@@ -6,15 +6,25 @@ whatever an operator's host holds. Functions work in the calling thread's networ
 
 from __future__ import annotations
 
+import difflib
+import os
 import re
 import subprocess
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from netslot.errors import HostError, NetslotError
 
 Variant = Literal["legacy", "nft"]
 PROGRAMS = {4: "iptables", 6: "ip6tables"}
+ORDER = ("raw", "mangle", "nat", "filter", "security")
+"""The tables in the order in which a packet meets them."""
+LOCK = "/run/xtables.lock"
+"""What the legacy tools lock, unless XTABLES_LOCKFILE names another (iptables/xshared.h)."""
+
 _COUNTERS = re.compile(r"^(:\S+ \S+) \[\d+:\d+\]|^\[\d+:\d+\] ")
+_SHOWN = 12
+_HEADS = ("--- ", "+++ ", "@@ ")
 
 
 def save(variant: Variant, family: int) -> str:
@@ -22,10 +32,20 @@ def save(variant: Variant, family: int) -> str:
     return _run([f"{PROGRAMS[family]}-{variant}-save", "-c"])
 
 
-def restore(variant: Variant, family: int, text: str, *, test: bool = False, counters: bool = False) -> None:
-    """Replace the tables that the text holds. Each is exchanged whole, by one call of the kernel."""
-    words = [f"{PROGRAMS[family]}-{variant}-restore", "-w"]
-    _run([*words, *(["--test"] if test else []), *(["-c"] if counters else [])], text)
+def restore(
+    variant: Variant, family: int, text: str, *, test: bool = False, counters: bool = False, keep: Sequence[int] = ()
+) -> None:
+    """Replace the tables that the text holds. Each is exchanged whole, by one call of the kernel.
+
+    The caller holds the tools' lock file, or the namespace is nobody else's: the program locks another file.
+    ``keep``: descriptors that the program is to hold open until it ends.
+    """
+    words = [f"{PROGRAMS[family]}-{variant}-restore", *(["--test"] if test else []), *(["-c"] if counters else [])]
+    lock = os.memfd_create("netslot-xtables")
+    try:
+        _run(words, text, {**os.environ, "XTABLES_LOCKFILE": f"/proc/self/fd/{lock}"}, (lock, *keep))
+    finally:
+        os.close(lock)
 
 
 def variant_in_use() -> Variant:
@@ -39,45 +59,68 @@ def variant_in_use() -> Variant:
     return "nft" if counts["nft"] else "legacy"
 
 
-def plain(text: str) -> dict[str, list[str]]:
-    """The lines of each table, without comments and counters: equal when the rules are equal."""
+def by_table(text: str) -> dict[str, str]:
+    """The part of a saved text that each table is, as a text of its own; in the order of a packet's way."""
     found: dict[str, list[str]] = {}
-    table: list[str] = []
-    for line in text.splitlines():
+    lines: list[str] = []
+    for line in text.splitlines(keepends=True):
         if line.startswith("*"):
-            table = found.setdefault(line, [])
-        elif line and not line.startswith("#") and line != "COMMIT":
-            table.append(_COUNTERS.sub(lambda match: match[1] or "", line).rstrip())
-    chains = {name: sorted(line for line in lines if line.startswith(":")) for name, lines in found.items()}
-    return {
-        name: chains[name] + [line for line in lines if not line.startswith(":")]
-        for name, lines in found.items()
-        if any(line.startswith("-") or " DROP" in line or " - " in f"{line} " for line in lines)
-    }
+            lines = found.setdefault(line[1:].strip(), [])
+        lines.append(line)
+        if line.strip() == "COMMIT":
+            lines = []
+    return {name: "".join(found[name]) for name in sorted(found, key=_place)}
 
 
-def emptied(text: str) -> str:
-    """Rules that make the tables of a saved text empty, with built-in chains that accept."""
-    lines = []
-    for line in text.splitlines():
-        if line.startswith("*"):
-            lines.append(line)
-        elif line.startswith(":") and line.split()[1] != "-":
-            lines.append(f"{line.split()[0]} ACCEPT [0:0]")
-        elif line == "COMMIT":
-            lines.append(line)
-    return "\n".join([*lines, ""])
+def _place(table: str) -> int:
+    return ORDER.index(table) if table in ORDER else len(ORDER)
 
 
-def nft(text: str) -> None:
+def plain(text: str) -> dict[str, list[str]]:
+    """The lines of each table, without comments and counters: equal when the rules are equal.
+
+    Tables without rules, chains and policies of their own are left out: looking at a table can make one.
+    """
+    found: dict[str, list[str]] = {}
+    for name, part in by_table(text).items():
+        lines = [line for line in part.splitlines()[1:-1] if line and not line.startswith("#")]
+        lines = [_COUNTERS.sub(lambda match: match[1] or "", line).rstrip() for line in lines]
+        chains = sorted(line for line in lines if line.startswith(":"))
+        if any(not line.startswith(":") or not line.endswith(" ACCEPT") for line in lines):
+            found[name] = chains + [line for line in lines if not line.startswith(":")]
+    return found
+
+
+def difference(expected: Mapping[str, Sequence[str]], found: Mapping[str, Sequence[str]]) -> str:
+    """What :func:`plain` says of two texts, as lines with - and +, the first dozen of them; "" when they agree."""
+    lines: list[str] = []
+    for name in sorted(expected.keys() | found.keys(), key=_place):
+        before, now = (list(texts.get(name, ())) for texts in (expected, found))
+        found_lines = difflib.unified_diff(before, now, lineterm="", n=0)
+        changed = [line for line in found_lines if not line.startswith(_HEADS)]
+        lines += [f"{line[0]} {name}: {line[1:]}" for line in changed]
+    more = [f"... and {len(lines) - _SHOWN} more lines"] if len(lines) > _SHOWN else []
+    return "\n".join(["  " + line for line in [*lines[:_SHOWN], *more]])
+
+
+def nft(text: str, *, keep: Sequence[int] = ()) -> None:
     """Feed ``nft -f -``; the whole text is one transaction."""
-    _run(["nft", "-f", "-"], text)
+    _run(["nft", "-f", "-"], text, keep=keep)
 
 
-def _run(words: list[str], text: str | None = None) -> str:
+def _run(
+    words: list[str], text: str | None = None, environment: Mapping[str, str] | None = None, keep: Sequence[int] = ()
+) -> str:
     try:
         done = subprocess.run(
-            words, input=text, capture_output=True, text=True, errors="surrogateescape", check=False
+            words,
+            input=text,
+            capture_output=True,
+            text=True,
+            errors="surrogateescape",
+            check=False,
+            env=environment,
+            pass_fds=keep,
         )
     except FileNotFoundError:
         raise HostError(f"there is no {words[0]} here", hint="install iptables and nftables") from None

@@ -104,7 +104,11 @@ def _tuple(data: bytes, family: int) -> Tuple | None:
 
 
 def tell(found: Iterable[Connection]) -> int:
-    """Make the namespace track these connections; those that it knows already stay. Returns how many were new."""
+    """Make the namespace track these connections. Returns how many it had not known.
+
+    A connection that it has picked up in the middle counts as answered afterwards if it is in ``found``: a rule
+    about established connections matches it, in whichever direction its next packet goes.
+    """
     made = 0
     with netlink.Socket(netlink.NETLINK_NETFILTER) as sock:
         for connection in found:
@@ -114,7 +118,19 @@ def tell(found: Iterable[Connection]) -> int:
             except KernelError as error:
                 if error.errno != errno.EEXIST:
                     raise
+                sock.execute([_answered(connection)])
     return made
+
+
+def _answered(connection: Connection) -> Request:
+    """Set the marks that only ever get set. EBUSY: it has more of them already (ctnetlink_change_status)."""
+    payload = _header(connection) + _tuple_attr(_TUPLE_ORIG, connection.original)
+    payload += attr_be32(_STATUS, connection.status & (_SEEN_REPLY | _ASSURED) | _CONFIRMED)
+    return Request(_NEW, 0, payload, "mark a connection as answered", (errno.EBUSY, errno.ENOENT))
+
+
+def _header(connection: Connection) -> bytes:
+    return struct.pack("=BBH", connection.original.family, 0, 0)
 
 
 def _new(connection: Connection) -> Request:
@@ -129,7 +145,7 @@ def _new(connection: Connection) -> Request:
         liberal = bytes((_BE_LIBERAL, _BE_LIBERAL))
         flags = (attr(kind, liberal) for kind in _TCP_FLAGS)
         attrs.append(nested(_PROTOINFO, nested(_TCP, attr(_TCP_STATE, bytes((connection.tcp_state,))), *flags)))
-    payload = struct.pack("=BBH", connection.original.family, 0, 0) + b"".join(attrs)
+    payload = _header(connection) + b"".join(attrs)
     return Request(_NEW, NLM_F_CREATE | NLM_F_EXCL, payload, "track a connection")
 
 

@@ -1,0 +1,53 @@
+"""What a move costs per tenant: ``python tests/measure_migrate.py 100 1000`` (root; namespaces of its own).
+
+Prints, for each number of tenants, what ``migrate`` takes forward and back in all and for each tenant, and how many
+processes it started.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from leftovers import private_run
+from migration_lab import played_host, split_host
+from netslot.host.migrate import Migration
+
+
+def measure(tenants: int) -> None:
+    started = 0
+
+    def count(event: str, _: tuple[object, ...]) -> None:
+        nonlocal started
+        started += event == "subprocess.Popen"
+
+    with played_host(tenants) as host, tempfile.TemporaryDirectory() as directory:
+        files = split_host(host).files
+        homes = {name: home.name for name, home in host.homes.items()}
+        sys.addaudithook(count)
+        spent: dict[str, tuple[float, int]] = {}
+        for label in ("forward", "back"):
+            started = 0
+            begin = time.perf_counter()
+            migration = Migration(Path(directory), host.root.fd)
+            if label == "forward":
+                migration.forward(files, homes, None, lambda _: None)
+            else:
+                migration.rollback(lambda _: None)
+            spent[label] = time.perf_counter() - begin, started
+    parts = [
+        f"{label} {total:.2f} s, {total / tenants * 1e3:.2f} ms a tenant, {processes} processes"
+        for label, (total, processes) in spent.items()
+    ]
+    print(f"{tenants} tenants: {'; '.join(parts)}", flush=True)
+
+
+if __name__ == "__main__":
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    private_run.__wrapped__()  # type: ignore[attr-defined]
+    for number in sys.argv[1:] or ("100", "1000"):
+        measure(int(number))
