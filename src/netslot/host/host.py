@@ -6,23 +6,22 @@ asyncio, use ``asyncio.to_thread``.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from netslot.errors import RefusedError, UsageError
-from netslot.host import building, leasing, showing, verifying
+from netslot.host import building, execution, leasing, showing, verifying
 from netslot.host.building import Progress, Summary
 from netslot.host.engine import DEFAULT_STATE_DIR, Engine
 from netslot.host.leasing import Lease
 from netslot.host.ledger import LeaseRecord, SlotRecord
 from netslot.host.verifying import Report
-from netslot.kernel import cgroupfs, netns, sys
+from netslot.kernel import netns
 from netslot.spec import roster
 from netslot.spec.load import load
 from netslot.spec.model import HostSpec
@@ -182,39 +181,25 @@ class Host:
             fields |= lease.fields
         return fields | inspection
 
-    def execute(self, number: int, command: Sequence[str], *, as_tenant: bool = False) -> int:
+    def execute(
+        self, number: int, command: Sequence[str], *, as_tenant: bool = False, user: tuple[int, int] | None = None
+    ) -> int:
         """Run a command as :meth:`start` does, wait for it, and return its exit status (negative: by a signal)."""
-        return self.start(number, command, as_tenant=as_tenant).wait()
+        return self.start(number, command, as_tenant=as_tenant, user=user).wait()
 
-    def start(self, number: int, command: Sequence[str], *, as_tenant: bool = False) -> subprocess.Popen[bytes]:
+    def start(
+        self, number: int, command: Sequence[str], *, as_tenant: bool = False, user: tuple[int, int] | None = None
+    ) -> subprocess.Popen[bytes]:
         """Start a command in the slot, and in its cgroup where it has one.
 
-        In a ``veth`` slot the command runs in the workload's namespace. It keeps the caller's capabilities, which
-        is for looking around; ``as_tenant`` takes from it what could change the slot's rules or pass them by
-        (CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_ADMIN), as a ``process`` slot's workload must run.
+        In a ``veth`` slot the command runs in the workload's namespace. It keeps the caller's user and capabilities,
+        which is for looking around. ``as_tenant`` is how a ``process`` slot's workload must run, so that it can
+        neither change the slot's rules nor pass them by: without any capability, never to get one, as ``user``
+        (numeric user and group), by default one that no other slot's tenant has.
         """
         plan = self._engine.plan(number, self._record(number).class_name)
-        name = plan.inner_netns or plan.netns
-        cgroup = plan.values.get("cgroup")
-
-        def start() -> subprocess.Popen[bytes]:
-            with ExitStack() as held:
-                fd = netns.open_named(name)
-                held.callback(os.close, fd)
-                join = held.enter_context(cgroupfs.entrance(cgroup, cgroupfs.CONTROLLERS)) if cgroup else None
-
-                def step_in() -> None:
-                    # The child joins the cgroup before it runs anything, so nothing it starts is born outside.
-                    if join is not None:
-                        join()
-                    if as_tenant:
-                        sys.forgo_capabilities(sys.CAP_NET_ADMIN, sys.CAP_NET_RAW, sys.CAP_SYS_ADMIN)
-
-                with netns.entered(fd):
-                    return subprocess.Popen(list(command), preexec_fn=step_in)  # noqa: PLW1509
-
-        with netns.Worker() as worker:
-            return worker.run(start)
+        own = execution.tenant_user(plan)
+        return execution.start(plan, command, (user or (own, own)) if as_tenant else None)
 
     # --- leases --------------------------------------------------------------------------------------
 

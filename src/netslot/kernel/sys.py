@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -31,9 +32,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432  # the same numbers on every architecture (asm-generic unistd.h)
 _FSCONFIG_CMD_CREATE = 6
 _FD_CLOEXEC = 1
-_PR_CAPBSET_DROP = 24
-
-CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_ADMIN = 12, 13, 21
+_PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 24, 38, 47, 4
+_LINUX_CAPABILITY_VERSION_3 = 0x20080522
 
 
 def _bind(name: str, *argtypes: Any) -> Callable[..., int]:
@@ -48,6 +48,7 @@ _setns = _bind("setns", ctypes.c_int, ctypes.c_int)
 _mount = _bind("mount", ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
 _umount2 = _bind("umount2", ctypes.c_char_p, ctypes.c_int)
 _prctl = _bind("prctl", ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
+_capset = _bind("capset", ctypes.c_char_p, ctypes.c_char_p)
 _syscall = _bind("syscall")
 _syscall.argtypes = None  # type: ignore[attr-defined]
 
@@ -108,10 +109,23 @@ def open_procfs() -> int:
         os.close(context)
 
 
-def forgo_capabilities(*capabilities: int) -> None:
-    """Take capabilities (numbers of linux/capability.h) from all that the calling process will execute.
+def become_powerless(user: int, group: int) -> None:
+    """Make the calling process one of ``user`` and ``group`` (numeric), without any capability, never to get one.
 
-    They leave the bounding set, so that execve(2) gives them to no program, a set-user-ID one included.
+    Neither set-user-ID programs nor file capabilities give it more than it has (PR_SET_NO_NEW_PRIVS), and its
+    bounding set is empty, which matters to those who run as user 0. KernelError or OSError when that is refused.
     """
-    for capability in capabilities:
+    for capability in range(_last_capability() + 1):
         check(_prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0), f"drop capability {capability}")
+    check(_prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), "clear ambient capabilities")
+    os.setgroups([])
+    os.setresgid(group, group, group)
+    os.setresuid(user, user, user)
+    nothing = struct.pack("=6I", 0, 0, 0, 0, 0, 0)  # effective, permitted, inheritable, each in two words
+    check(_capset(struct.pack("=Ii", _LINUX_CAPABILITY_VERSION_3, 0), nothing), "drop all capabilities")
+    check(_prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "forgo new privileges")
+
+
+def _last_capability() -> int:
+    with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:
+        return int(file.read())
