@@ -100,7 +100,7 @@ def read_dumps(paths: tuple[str, ...], live: bool = False, root: str = "") -> Du
     """The dumps of these files ('-' is stdin), and of this host. Raises UsageError, SpecError, HostError."""
     if not paths and not live:
         raise UsageError("no dump to read", hint="give a file written by iptables-save, '-' for stdin, or --live")
-    read = [parse(_read(path), file=path) for path in paths]
+    read = [parse(_read(path), file=path, pasted=True) for path in paths]
     return merge(*read, *(_in_root(root, _live_dumps) if live else ()))
 
 

@@ -44,6 +44,7 @@ _NOT_UNICAST = (
     TenantAddress(6, 0xFE80 << 112, 0xFFC0 << 112),
     TenantAddress(6, 0xFF << 120, 0xFF << 120),
 )
+_CHAIN_OF_ONE_GUEST = re.compile(r"[irsv]-\d+(?:-\d+)?-(?:VM|def)")  # CloudStack: all cards of a guest jump to it
 _SERVICE_CHAINS = re.compile(r"KUBE-(SVC|SEP|FW|XLB|EXT|SVL|SERVICES|NODEPORTS|EXTERNAL-SERVICES)\b")
 _LABELS = (
     re.compile(r"POD name:(?P<name>\S+)\s+namespace: (?P<space>\S+)"),
@@ -63,6 +64,7 @@ def discover(dump: Dump) -> tuple[Tenant, ...]:
             finder.look_at(family, chain, rule, chain.name in forwarded)
         for name, jumps in refs.items():
             finder.look_at_dispatch(table.chains[name], jumps)
+            finder.join_cards(name, jumps)
     finder.add_populations()
     for _, table, refs in tables:
         finder.give_chains(table.name, refs)
@@ -195,11 +197,12 @@ class _Finder:
                 return
             traces = _Traces()
         self._traces[rule] = traces
-        self._look_at_guests(traces)
+        if not _is_trust(chain, rule):
+            self._look_at_guests(traces)
         src, dst = traces.src, traces.dst
         if src >= 0 and src == dst:
             self._believe(src, "translated for itself (hairpin)")
-        elif src >= 0 and isinstance(rule.target, t.Masquerade | t.Snat):
+        elif src >= 0 and isinstance(rule.target, t.Masquerade | t.Snat) and not self._is_whole_network(src):
             self._believe(src, "its source is translated")
         if src >= 0 and traces.in_bridge >= 0:
             self._believe(src, "on a bridge")
@@ -211,6 +214,11 @@ class _Finder:
             self._forwarded_src[src] = None
         if forwarded and dst >= 0:
             self._forwarded_dst[dst] = None
+
+    def _is_whole_network(self, node: int) -> bool:
+        """An IPv6 /64 is what one guest may have, and also what every network has: alone it tells nothing."""
+        address = self._address(node)
+        return address.family == 6 and address.mask == _SMALLEST[6]
 
     def _look_at_guests(self, traces: _Traces) -> None:
         """Guests' interfaces, and addresses that are bound to one or to a MAC."""
@@ -265,6 +273,19 @@ class _Finder:
         label = _label(rule.comment for _, rule in jumps)
         if label:
             self._labels[node] = label
+
+    def join_cards(self, chain: str, jumps: list[tuple[Chain, Rule]]) -> None:
+        """The interfaces that lead to a chain that the product makes for one guest are this guest's."""
+        if not _CHAIN_OF_ONE_GUEST.fullmatch(chain):
+            return
+        cards: list[int] = []
+        for _, rule in jumps:
+            traces = self._traces.get(rule)
+            if traces is not None:
+                cards += [node for node in (traces.in_guest, traces.out_guest) if node >= 0]
+        for card in cards:
+            self._same(cards[0], card)
+            self._labels.setdefault(card, f"{chain.rpartition('-')[0]}-VM")
 
     def add_populations(self) -> None:
         """Three or more private addresses of one /16 (IPv6: /48) that are each source and destination."""
@@ -351,6 +372,11 @@ class _Finder:
         if guest.startswith("guest"):
             name = guest
         return Tenant(name, interfaces, addresses, tuple(macs), why=self._evidence[numbers[0]])
+
+
+def _is_trust(chain: Chain, rule: Rule) -> bool:
+    """``-A INPUT -i X -j ACCEPT``, which hosts say of links of their own; that alone makes no guest."""
+    return chain.name in ("INPUT", "OUTPUT") and len(rule.matches) == 1 and isinstance(rule.target, t.Accept)
 
 
 def _place(address: TenantAddress) -> tuple[int, int]:

@@ -28,7 +28,7 @@ _BRIDGE = re.compile(
 
 _HOST = re.compile(
     r"lo|eth\d+.*|en[opsx]\w*|em\d+|p\d+p\d+.*|bond\d+.*|team\d+.*|wl\w+|ppp\d+|tun\d+|wg\d*.*|wt\d+|tailscale\d+"
-    r"|flannel[.\d]*|vxlan[.\w]*|geneve.*|tunl0|kube-ipvs0|nodelocaldns|cilium_\w+|ib\d+|vif0\.\d+|zt\w+|dummy\d*"
+    r"|vethwe-\w+|flannel[.\d]*|vxlan[.\w]*|geneve.*|tunl0|kube-ipvs0|nodelocaldns|cilium_\w+|ib\d+|vif0\.\d+|zt\w+|dummy\d*"
 )
 
 IDLE_BRIDGES = frozenset(("docker0", "cni0", "podman0"))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from itertools import product
+from itertools import pairwise, product
 from typing import Literal
 
 from netslot.errors import SpecError
@@ -26,21 +26,43 @@ TABLES = ("raw", "mangle", "nat", "filter", "security")
 
 _COUNTERS = re.compile(r"\[(\d+):(\d+)\]\Z")
 _BANNER = re.compile(r"# (?:Generated|Completed) by (ip6?tables)\S*-save ", re.IGNORECASE)
+_PART_OF_TABLE = re.compile(r"-[A-Za-z-]|:\S|COMMIT\b|\[\d+:\d+\]")
+_ADDRESS = re.compile(
+    r"(?:^| )(?:-[sd]|--to-destination|--to-source|--src-range|--dst-range|--to) "
+    r"(?:(?P<v4>\d+\.\d+\.)|(?P<v6>\[?[0-9a-fA-F]*:[0-9a-fA-F]*:))"
+    r"|(?P<word>ipv6-icmp|icmpv6|icmp6-|-m (?:icmp6|ipv6header) )"
+)
+_NAMED_V6 = re.compile(r"v6|ip6", re.IGNORECASE)
 _MAX_CHAIN_NAME = 28  # XT_EXTENSION_MAXNAMELEN - 1, include/uapi/linux/netfilter/x_tables.h
 _HINT = "give the output of iptables-save (IPv4) or ip6tables-save (IPv6), both may be with -c"
 
 
-def parse(text: str, *, file: str | None = None, family: Family | None = None) -> Dump:
-    """Parse one text. ``family`` overrules what the text says; ``file`` is only for error messages.
+def parse(text: str, *, file: str | None = None, family: Family | None = None, pasted: bool = False) -> Dump:
+    """Parse one text. ``family`` overrules what the text says. ``file`` is for error messages, and its name says
+    which family it is where nothing in the text does. ``pasted``: what stands around the tables and is no part of
+    one (a shell's prompt, a warning of sudo) is left out with a note, instead of refused.
 
     Raises SpecError when the text is not a whole, well-formed dump.
     """
     lines = text.split("\n")
     _refuse_other_formats(lines, file)
     collected: dict[Family, _Collected] = {}
-    for section_family, first, last in _sections(lines, family):
+    for section_family, first, last in _sections(lines, family, file):
         here = collected.setdefault(section_family, _Collected())
-        _Reader(lines, section_family, file, here).read(first, last)
+        _Reader(lines, section_family, file, here, pasted).read(first, last)
+    noise = sorted(number for found in collected.values() for number in found.noise)
+    if noise and not any(found.tables for found in collected.values()):
+        text = lines[noise[0] - 1].strip()
+        raise SpecError(
+            f"'{text[:40]}' is not understood; expected '*TABLE', ':CHAIN', '-A CHAIN ...' or 'COMMIT'",
+            file=file,
+            line=noise[0],
+            hint=_HINT,
+        )
+    for found in collected.values():
+        if found.noise:
+            many = "1 line is" if len(found.noise) == 1 else f"{len(found.noise)} lines are"
+            found.notes.append(f"{many} no part of a table and left out, the first is line {found.noise[0]}")
     rulesets = tuple(
         Ruleset(number, found.tables, tuple(found.notes), found.tool) for number, found in sorted(collected.items())
     )
@@ -62,6 +84,7 @@ class _Collected:
     def __init__(self) -> None:
         self.tables: dict[str, Table] = {}
         self.notes: list[str] = []
+        self.noise: list[int] = []  # numbers of lines that belong to no table and are no comments
         self.tool: Literal["", "legacy", "nft"] = ""
 
 
@@ -69,8 +92,8 @@ def _refuse_other_formats(lines: list[str], file: str | None) -> None:
     """Say what a well-known other format is, instead of failing at its first word."""
     for number, line in enumerate(lines, 1):
         stripped = line.strip()
-        if not stripped or stripped.startswith("#"):
-            continue
+        if stripped.startswith("*"):
+            return
         if re.match(r"(add )?table (ip|ip6|inet|arp|bridge|netdev) \S+", stripped) or stripped.startswith(
             ("{", "flush ruleset")
         ):
@@ -95,26 +118,21 @@ def _refuse_other_formats(lines: list[str], file: str | None) -> None:
                 line=number,
                 hint=_HINT,
             )
-        return
 
 
-def _sections(lines: list[str], forced: Family | None) -> Iterator[tuple[Family, int, int]]:
+def _sections(lines: list[str], forced: Family | None, file: str | None) -> Iterator[tuple[Family, int, int]]:
     """Stretches of lines of one family: (family, first index, index after the last).
 
-    A banner decides for all that follows; before the first banner the tables' own words decide.
+    A banner decides for all that follows; where there is none at all, each table's own words decide.
     """
     if forced is not None:
         yield forced, 0, len(lines)
         return
     marks: list[tuple[int, Family]] = []
     for index, line in enumerate(lines):
-        if line.startswith("# "):
-            banner = _BANNER.match(line)
-            if banner:
-                marks.append((index, 6 if banner[1].lower() == "ip6tables" else 4))
-    if not marks:
-        yield _guess_family(lines), 0, len(lines)
-        return
+        if "-save" in line and (banner := _BANNER.match(line.strip())):
+            marks.append((index, 6 if banner[1].lower() == "ip6tables" else 4))
+    marks = marks or _guessed(lines, file)
     start, current = 0, marks[0][1]
     for index, number in marks:
         if number != current:
@@ -123,14 +141,28 @@ def _sections(lines: list[str], forced: Family | None) -> Iterator[tuple[Family,
     yield current, start, len(lines)
 
 
-def _guess_family(lines: list[str]) -> Family:
-    """IPv6 when a rule holds an IPv6 address or a word that only ip6tables knows."""
-    only_v6 = re.compile(
-        r"(?:^| )(?:-[sd]|--to-destination|--to-source|--src-range|--dst-range|--to) \[?[0-9a-fA-F]*:[0-9a-fA-F:]"
-        r"|ipv6-icmp|icmpv6|icmp6-|-m (?:icmp6|ipv6header) "
-    )
-    candidates = (line for line in lines if ":" in line or "icmp" in line or "ipv6" in line)
-    return 6 if any(only_v6.search(line) for line in candidates) else 4
+def _guessed(lines: list[str], file: str | None) -> list[tuple[int, Family]]:
+    """Where tables begin, with the family that their addresses tell; a silent table is of its neighbour's family."""
+    starts = [index for index, line in enumerate(lines) if line.lstrip().startswith("*")] or [0]
+    told = [_told_family(lines[first:last]) for first, last in pairwise([*starts, len(lines)])]
+    unsaid: Family = 6 if file and _NAMED_V6.search(file.rpartition("/")[2]) else 4
+    current = next((family for family in told if family is not None), unsaid)
+    marks: list[tuple[int, Family]] = []
+    for index, family in zip(starts, told, strict=True):
+        current = family or current
+        marks.append((index, current))
+    return marks
+
+
+def _told_family(lines: list[str]) -> Family | None:
+    """The family of the first address, or of a word that only ip6tables knows; None without any."""
+    for line in lines:
+        if line.lstrip().startswith("#"):
+            continue
+        found = _ADDRESS.search(line)
+        if found:
+            return 4 if found["v4"] else 6
+    return None
 
 
 class _OpenChain:
@@ -152,7 +184,8 @@ class _OpenChain:
 class _Reader:
     """Reads the lines of one family into tables."""
 
-    def __init__(self, lines: list[str], family: Family, file: str | None, found: _Collected) -> None:
+    def __init__(self, lines: list[str], family: Family, file: str | None, found: _Collected, pasted: bool) -> None:
+        self._pasted = pasted
         self._lines = lines
         self._family: Family = family
         self._file = file
@@ -188,6 +221,9 @@ class _Reader:
 
     def _line(self, line: str) -> None:
         if not line:
+            return
+        if self._pasted and not self._table and line[0] not in "#*" and not _PART_OF_TABLE.match(line):
+            self._found.noise.append(self._number)
             return
         match line[0]:
             case "#":

@@ -57,6 +57,8 @@ def _nat(options: list[Option], family: Family) -> t.NatTarget | None:
 
 def _nat_range(text: str, family: Family) -> tuple[tuple[int, int] | None, tuple[int, int] | None, int | None]:
     """``[A[-B]][:P[-Q[/BASE]]]``; IPv6 addresses stand in brackets when a port follows."""
+    if text.startswith("-"):
+        raise ValueError(f"'{text}' stands where an address should; expected ADDRESS[-ADDRESS][:PORT[-PORT]]")
     port_text = ""
     if family == 6 and text.startswith("["):
         addresses, _, rest = text[1:].partition("]")

@@ -108,6 +108,38 @@ def test_given_tenants_are_taken_as_they_are() -> None:
     assert _owner(attribution, "FORWARD -i tap9 -j DROP") == "global"
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "INPUT -i vmeth0 -j ACCEPT",
+        "OUTPUT -o tap0 -j ACCEPT",
+        "FORWARD -m physdev --physdev-in vethwe-bridge -j RETURN",
+        "POSTROUTING -s fd42:1:2:3::/64 ! -d fd42:1:2:3::/64 -j MASQUERADE",
+        "POSTROUTING -s fd42:42:42::/64 -o eth0 -j MASQUERADE",
+    ],
+)
+def test_the_hosts_own_links_and_networks_are_no_tenants(rule: str) -> None:
+    table = "nat" if rule.startswith("POST") else "filter"
+    text = f"*{table}\n:{rule.split(maxsplit=1)[0]} ACCEPT [0:0]\n-A {rule}\nCOMMIT\n"
+    assert attribute(parse(text)).tenants == ()
+
+
+def test_cards_that_lead_to_one_guests_chain_are_one_tenant_by_the_guests_name() -> None:
+    chains = "s-1-VM", "i-2-7-VM", "i-2-7-def"
+    cards = [("vnet1", "s-1-VM"), ("vnet2", "s-1-VM"), ("vnet5", "i-2-7-def")]
+    lines = [
+        f"-A FORWARD -m physdev --physdev-{way} {card} -j {chain}" for card, chain in cards for way in ("in", "out")
+    ]
+    lines += ["-A i-2-7-def -m physdev --physdev-out vnet5 -j i-2-7-VM", "-A i-2-7-VM -j DROP", "-A s-1-VM -j ACCEPT"]
+    declared = [f":{name} - [0:0]" for name in chains]
+    attribution = attribute(parse("\n".join(["*filter", ":FORWARD DROP [0:0]", *declared, *lines, "COMMIT", ""])))
+    assert [(x.name, x.interfaces) for x in attribution.tenants] == [
+        ("s-1-VM", ("vnet1", "vnet2")),
+        ("i-2-7-VM", ("vnet5",)),
+    ]
+    assert _owner(attribution, "s-1-VM -j ACCEPT") == "s-1-VM"
+
+
 def test_a_mark_of_one_tenant_leads_to_its_rule_elsewhere() -> None:
     lines = [f"-A FORWARD -i tap{k} -j MARK --set-xmark {k:#x}/0xffffffff" for k in (1, 2)]
     lines += [f"-A FORWARD -m mark --mark {k:#x} -j DROP" for k in (1, 2)]
