@@ -9,13 +9,13 @@ import errno
 import functools
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import IPv6Network, ip_address, ip_interface
 from typing import NamedTuple, TypeVar
 
 from netslot.errors import KernelError, NetslotError
 from netslot.host.likeness import Likeness
-from netslot.host.plan import GUEST, INNER_UPLINK, LOOPBACK, UPLINK, SlotPlan, any_network, parse_tag
+from netslot.host.plan import GUEST, INNER_UPLINK, LOOPBACK, UPLINK, SlotPlan, any_network, own_values, parse_tag
 from netslot.host.wiring import METRIC, GuestLink
 from netslot.kernel import fib, steady, tun
 from netslot.kernel import rtnetlink as rt
@@ -45,7 +45,10 @@ _SLOT_WIDE = {f"net/ipv4/conf/all/{each}": "0" for each in ("rp_filter", "proxy_
 _CHECKED = (1, 3, 4, 8, 9, 19, 21)
 """The IPV4_DEVCONF_* above: of root's links the only ones that are netslot's."""
 _CHECKED4 = slice(0, 4 * _CHECKED[-1])
-_ANSWER = {**_DISTRUST, rt.IPV4_DEVCONF_PROXY_ARP: 1}
+_UNFILTERED = {**_FORWARD, rt.IPV4_DEVCONF_RP_FILTER: 0}
+_ANSWER = {**_DISTRUST, rt.IPV4_DEVCONF_PROXY_ARP: 1, rt.IPV4_DEVCONF_RP_FILTER: 0}
+"""A resident's: what sources it may use its rules say, as they did before it had a slot. Of root's end of its link
+netslot sets no more than _FORWARD, so that the kernel's own check is what root has for new links."""
 _DISABLE6 = slice(26 * 4, 27 * 4)  # DEVCONF_DISABLE_IPV6, linux/ipv6.h
 _MULTICAST6 = IPv6Network("ff00::/8")
 
@@ -63,9 +66,10 @@ def prepare(plan: SlotPlan, sysctls: Sysctls) -> None:
         sysctls.write("net/ipv6/conf/all/disable_ipv6", "1")  # also the default of links that come later
 
 
-def make_uplink(plan: SlotPlan, slot: Socket, root: Socket, root_fd: int) -> None:
+def make_uplink(plan: SlotPlan, slot: Socket, root: Socket, root_fd: int, at_birth: Sequence[Request] = ()) -> None:
     """The veth to root (``root_fd``). A link of that name that a dying slot left behind there is removed first.
 
+    ``at_birth`` is asked for together with the link.
     NetslotError when a resident's link is there and is not this slot's.
     """
     values = plan.values
@@ -80,14 +84,14 @@ def make_uplink(plan: SlotPlan, slot: Socket, root: Socket, root_fd: int) -> Non
         peer_group=root_group(plan),
     )
     try:
-        slot.execute([pair])
+        slot.execute([pair, *at_birth])
     except KernelError as error:
         if error.errno != errno.EEXIST:
             raise
         if plan.resident is not None:
             _refuse_others(plan, root)
         root.execute([rt.delete_link(0, plan.root_if)._replace(ignore=(errno.ENODEV,))])
-        slot.execute([pair])
+        slot.execute([pair, *at_birth])
 
 
 def root_group(plan: SlotPlan) -> int:
@@ -152,7 +156,7 @@ def slot_side(plan: SlotPlan, *, born: bool = False) -> list[Request]:
     requests = [
         rt.set_link(LOOPBACK, up=True, alias=plan.tag),
         *_quiet(plan, UPLINK),
-        rt.set_link(UPLINK, up=True, mac=mac, mtu=mtu, ipv4=_FORWARD),
+        rt.set_link(UPLINK, up=True, mac=mac, mtu=mtu, ipv4=_FORWARD if plan.resident is None else _UNFILTERED),
     ]
     requests += [rt.add_address(UPLINK, own) for own in wiring.own]
     for hop in wiring.hops:
@@ -176,7 +180,7 @@ def _shared_guest_side(spec: HostSpec, of: ClassSpec) -> tuple[Request, ...]:
 
 def _guest_side(plan: SlotPlan, guest: GuestLink) -> list[Request]:
     attachment = plan.of.attachment
-    ipv4 = _ANSWER if guest.proxy_arp else _DISTRUST
+    ipv4 = _DISTRUST if plan.resident is None else _ANSWER
     return [
         *_quiet(plan, GUEST),
         rt.set_link(GUEST, up=True, mac=attachment.gateway_mac, mtu=attachment.mtu, ipv4=ipv4),
@@ -191,11 +195,10 @@ def answer_at_once(plan: SlotPlan, sysctls: Sysctls) -> None:
     """Let the slot answer for root without the delay that is meant for proxies beside the real owner: up to 0.8 s
     (arp_process() in net/ipv4/arp.c). The calling thread is in the slot."""
     guest = plan.wiring.guest
-    if guest is None:
+    if guest is None or plan.resident is None:
         return
-    for family, wanted in (("ipv4", guest.proxy_arp), ("ipv6", bool(guest.proxied))):
-        if wanted:
-            sysctls.write(f"net/{family}/neigh/{plan.guest_if}/proxy_delay", "0")
+    for family in ("ipv4", "ipv6") if guest.proxied else ("ipv4",):
+        sysctls.write(f"net/{family}/neigh/{plan.guest_if}/proxy_delay", "0")
 
 
 def inner_side(plan: SlotPlan) -> list[Request]:
@@ -233,7 +236,7 @@ def root_side(plan: SlotPlan, index: int, *, born: bool = False) -> list[Request
             mtu=None if born else plan.of.attachment.mtu,
             group=None if born else root_group(plan),
             alias=plan.tag,
-            ipv4=_DISTRUST,
+            ipv4=_DISTRUST if plan.resident is None else _FORWARD,
         ),
     ]
     requests += [rt.add_address(index, root) for root in wiring.root]
@@ -361,7 +364,9 @@ def read_root(sock: Socket) -> dict[str, State]:
 
 def _own_settings(link: rt.Link) -> rt.Link:
     """Root's end of a link without what is not netslot's to decide: its index, and most of its sysctls."""
-    ipv4 = b"".join(link.ipv4_conf[4 * number - 4 : 4 * number] for number in _CHECKED)
+    tag = parse_tag(link.alias)
+    checked = _FORWARD if tag is not None and own_values(tag[3]) else _CHECKED
+    ipv4 = b"".join(link.ipv4_conf[4 * number - 4 : 4 * number] for number in sorted(checked))
     return link._replace(ifindex=0, carrier=False, ipv4_conf=ipv4, ipv6_conf=link.ipv6_conf[_DISABLE6])
 
 

@@ -46,7 +46,6 @@ class GuestLink:
     """The workload's, whose MAC is known."""
     routes: tuple[Network, ...] = ()
     proxied: tuple[IPv6Address, ...] = ()
-    proxy_arp: bool = False
     mac: str = ""
     """The workload's."""
     inner: tuple[Interface, ...] = ()
@@ -136,7 +135,6 @@ def _guest_link(of: ClassSpec, one: Resident, versions: list[int], hosts: tuple[
         neighbours=tuple(each.ip for each in hosts) if known is not None else (),
         routes=one.addresses,
         proxied=tuple(each for each in one.gateways if isinstance(each, IPv6Address) and not _on_link(each)),
-        proxy_arp=4 in versions,
         mac=known or of.attachment.guest_mac,
         inner=hosts,
         hops=tuple((first.get(version, _ROOT_HOP[version]), True) for version in versions),
