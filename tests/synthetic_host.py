@@ -213,7 +213,9 @@ def as_ipv6(text: str) -> str:
         return made(address) + ("/128" if length else "")
 
     text = _ADDRESS.sub(moved, text)
-    text = re.sub(r"-m icmp --icmp-type (\d+)", lambda found: f"-m icmp6 --icmpv6-type {_TYPES[found[1]]}", text)
+    text = re.sub(
+        r"-m icmp (! )?--icmp-type (\d+)", lambda x: f"-m icmp6 {x[1] or ''}--icmpv6-type {_TYPES[x[2]]}", text
+    )
     text = re.sub(r"-p icmp\b", "-p ipv6-icmp", text)
     text = re.sub(r"-m ttl --ttl-", "-m hl --hl-", text)
     return re.sub(r"icmp-[a-z-]+", lambda found: _REJECTS.get(found[0], found[0]), text)

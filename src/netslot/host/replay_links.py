@@ -109,11 +109,13 @@ class Plan:
         return ["link set lo up", *(f"link set {end} up" for link, end in self.wires.items() if link not in inner)]
 
     def _outside(self, first: str) -> list[str]:
+        """All of the host's addresses on each link to the outside, which is where the model has them."""
         lines = []
         for family in self._scene.families:
             extra = "" if family == 4 else " nodad"
-            for value in dict.fromkeys((self._scene.own_address(family), *self._scene.places.hosts[family])):
-                lines.append(f"addr add {_host(value, family)} dev {first}{extra}")
+            own = dict.fromkeys((self._scene.own_address(family), *self._scene.places.hosts[family]))
+            for name in self._scene.places.outside:
+                lines += [f"addr add {_host(value, family)} dev {name}{extra}" for value in own]
             lines.append(f"neigh add {_NEXT_HOP[family]} lladdr {_mac(4, first)} dev {first}")
             lines.append(f"route add default via {_NEXT_HOP[family]} dev {first}{_onlink(family)}")
         return lines

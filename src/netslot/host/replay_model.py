@@ -122,7 +122,7 @@ class Foresight:
     def _numbers(self, memory: Memory, loose: set[str]) -> Callable[[str, int, Number], Number]:
         """The model's unknown numbers: what is remembered, addresses that the stage has, or the kernel's choice."""
         places, family = self._side.places, self._family
-        fixed = {f"address of {places.outside[0]}": self._scene.own_address(family)}
+        fixed = {f"address of {name}": self._scene.own_address(family) for name in places.outside}
         for tenant in self._scene.players:
             own = places.gateways[family][tenant]
             if len(own) == 1:
@@ -184,11 +184,13 @@ class Foresight:
         return self._scene.mac_behind(entry, sample.values["src"], self._family) if entry else None
 
     def _address_type(self, key: tuple[str, ...], address: Number) -> bool | None:
-        """net/netfilter/xt_addrtype.c: what root's routing table says of an address."""
+        """net/netfilter/xt_addrtype.c: what root's routing table says of an address. IPv6 takes local for unicast too."""
         types, interface, place = set(key[2:-5]), key[-5], key[-3]
-        if place != "root" or interface:
+        if place != "root" or interface or not types <= {"LOCAL", "UNICAST", "BROADCAST", "MULTICAST"}:
             return None
         local = self._side.places.is_local(address, self._family) is True
+        if self._family == 6:
+            return "MULTICAST" not in types and (local or "LOCAL" not in types) and "BROADCAST" not in types
         return ("LOCAL" if local else "UNICAST") in types
 
 

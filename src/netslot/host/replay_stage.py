@@ -96,6 +96,11 @@ class Stage:
         self.marks: dict[int, int] = {}
         self.sees_marks = True
 
+    @property
+    def last(self) -> int:
+        """The number of the packet sent last, 0 before the first."""
+        return next(reversed(self._sent), 0)
+
     # Building
 
     def build(self) -> None:
@@ -233,7 +238,7 @@ class Stage:
             if error.errno != errno.EPERM:  # what OUTPUT drops; an answer of REJECT is read where it comes in
                 raise HostError(f"sending from {sent.entry or 'the host'}: {error}") from error
 
-    def settle(self, wanted: Iterable[int], patience: float = 0.4, grace: float = 0.012) -> None:
+    def settle(self, wanted: Iterable[int], patience: float = 0.4, grace: float = 0.005) -> None:
         """Read until all of ``wanted`` have been seen and nothing more comes for a moment, at most ``patience`` s."""
         left = set(wanted) - self.sightings.keys()
         deadline = time.monotonic() + patience
@@ -305,7 +310,7 @@ class Stage:
             self.sightings.setdefault(number, ("refused", *seen.answer))
         elif seen.proto == wire.TCP and seen.flags & wire.RST:
             number = self._resets.get((family, seen.dst, seen.dport, seen.src, seen.sport))
-            if number is not None and self._sent[number].entry == link:
+            if number is not None:
                 self.sightings.setdefault(number, ("refused", "tcp-reset", 0))
 
     def close(self) -> None:

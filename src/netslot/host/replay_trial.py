@@ -52,7 +52,7 @@ class Trial:
         self._scene, self._stages = scene, stages
         self._seers = [{family: Foresight(side, scene, family) for family, side in each.items()} for each in sides]
         self._probes: list[_Probe] = []
-        self._number = 0
+        self._number = max(stage.last for stage in stages)
         self._talk = 0
         self._skipped: Counter[str] = Counter()
 
@@ -164,7 +164,7 @@ class Trial:
         if not opens or not self._fits(probe) or any(x.unforeseen or not x.passes for x in probe.foreseen):
             return False
         seen = {stage.sightings.get(probe.number, NOTHING) for stage in self._stages}
-        if len(seen) != 1 or not self._at_home(probe.sample):
+        if len(seen) != 1 or not self._at_home(probe.sample) or _untracked(probe):
             return False
         local = next(iter(seen))[0] == "local"  # where the kernel itself ends what nobody listens to
         return not (local and v["proto"] == wire.TCP) and not (not probe.sample.entry and v["proto"] == wire.TCP)
@@ -201,7 +201,8 @@ class Trial:
                 seq, ack = _tcp_numbers(probe.sample)
                 sample = probe.sample
                 stage.send(Sent(probe.number, sample.family, sample.entry, sample.values), seq, ack)
-            wanted = [p.number for p in batch if p.foreseen[place].outcome != NOTHING]
+            awaited = [(p.number, p.foreseen[place]) for p in batch]
+            wanted = [number for number, one in awaited if one.passes or (one.outcome != NOTHING and not one.muted)]
             stage.settle(wanted)
         self._probes += batch
 
@@ -273,6 +274,12 @@ def _kind(sample: Sample) -> str:
     direction = " reply" if v["reply"] else ""
     states = {NEW: "NEW", ESTABLISHED: "ESTABLISHED", RELATED: "RELATED", INVALID: "INVALID"}
     return f"IPv{sample.family} {states.get(v['state'], 'UNTRACKED')}{direction}"
+
+
+def _untracked(probe: _Probe) -> bool:
+    """Whether some namespace on the way was told not to remember it."""
+    met = [line.lower() for one in probe.foreseen for line in one.result.ledger.trace or ()]
+    return any("notrack" in line for line in met)
 
 
 def _turned(values: Mapping[str, int]) -> dict[str, int]:

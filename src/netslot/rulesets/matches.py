@@ -188,7 +188,10 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Connmark:
-    """``-m connmark``: true when ``connection mark & mask == value``; false for a packet without connection."""
+    """``-m connmark``: true when ``connection mark & mask == value``.
+
+    False for a packet without connection, negated or not.
+    """
 
     value: int
     mask: int

@@ -137,7 +137,10 @@ def _mark(x: m.Mark, flow: Flow, _p: Places) -> Truth:
 
 
 def _connmark(x: m.Connmark, flow: Flow, _p: Places) -> Truth:
-    return both(has_connection(flow), masked_equal(flow.ctmark, x.mask, x.value, 32))
+    """A packet without a connection never matches, negated or not (connmark_mt() in net/netfilter/xt_connmark.c)."""
+    truth = masked_equal(flow.ctmark, x.mask, x.value, 32)
+    truth = both(negate(truth) if x.negated else truth, has_connection(flow))
+    return negate(truth) if x.negated else truth  # holds() turns it round again
 
 
 def _addrtype(x: m.AddrType, flow: Flow, places: Places) -> Truth:

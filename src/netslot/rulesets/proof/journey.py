@@ -165,9 +165,10 @@ class Journey:
             flow.oif = "lo" if local else self._exit(receiver)
             self._early(walk, flow, result, hook)
             receiver, local = self._route(flow)
+        leaves_by = flow.oif if way.entry else "lo" if local else self._exit(receiver)
         result.routed_mark = flow.mark
         if isinstance(flow.dst, int) and isinstance(flow.src, int):
-            result.exit = LOCAL if local else flow.oif
+            result.exit = LOCAL if local else leaves_by
         if way.entry and not local:
             flow.ttl = flow.ttl - 1
         middle = "OUTPUT" if not way.entry else "INPUT" if local else "FORWARD"
@@ -177,6 +178,7 @@ class Journey:
         if way.entry and local:
             self._translate(walk, "INPUT", flow, result, "src")
             return
+        flow.oif = leaves_by  # OUTPUT's rules all saw the first way, also of what one of them translated
         walk.hook("mangle", "POSTROUTING", self._leaving(flow), self._roles(flow, routed=True))
         self._translate(walk, "POSTROUTING", self._leaving(flow), result, "src")
 

@@ -161,7 +161,7 @@ class _Maker:
         """What a kernel without memory of this connection sees (nf_conntrack_proto_tcp.c, ..._icmp.c)."""
         flags = v["flags"] & (_FIN | _SYN | _RST | _ACK)
         if v["proto"] == TCP:
-            return NEW if flags in (_SYN, _ACK, _FIN | _ACK) else INVALID
+            return NEW if flags in (_SYN, _ACK) else INVALID
         if v["proto"] == ICMP[self._family]:
             return NEW if v["icmp_type"] in _QUESTIONS[self._family] else INVALID
         return NEW

@@ -12,7 +12,7 @@ from netslot.rulesets import matches as m
 from netslot.rulesets import targets as t
 from netslot.rulesets.model import Rule
 from netslot.rulesets.proof.conditions import depends_on_place, has_connection, holds
-from netslot.rulesets.proof.flow import Flow
+from netslot.rulesets.proof.flow import INVALID, Flow
 from netslot.rulesets.proof.places import NOBODY, Places
 from netslot.rulesets.proof.tagged import Filed, FiledRuleset, Roles
 from netslot.rulesets.proof.terms import Number, Truth, both, choose, either, negate
@@ -67,7 +67,11 @@ class Walker:
         if table not in tables or chain not in tables[table].chains or self._ledger.alive is False:
             return []
         self._table, self._accepted, self._actions = table, False, []
+        state = flow.state
+        if table == "raw" and flow.iif != "lo":
+            flow.state = INVALID  # it comes before connection tracking, and has no connection yet (xt_conntrack.c)
         through = self._chain(chain, self._ledger.alive, flow, roles)
+        flow.state = state
         policy = self._filed.policy(table, chain)
         if policy == "DROP" and through is not False:
             self._ledger.deny(DROP, through)
