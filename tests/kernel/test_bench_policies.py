@@ -35,8 +35,11 @@ NAT = ["nat", "--samples", "20", "--connections", "500", "--setups", "3"]
 def test_nat_for_people_and_for_programs() -> None:
     done = CliRunner().invoke(bench, [*NAT, "--json"])
     assert done.exit_code == 0, done.output
-    kinds = {kind["nat"]: kind for kind in json.loads(done.stdout)["kinds"]}
+    result = json.loads(done.stdout)
+    kinds = {kind["nat"]: kind for kind in result["kinds"]}
     assert set(kinds) == {"bpf", "nftables", "conntrack"}
+    slowest = max(kind["setup_us"] for kind in kinds.values())
+    assert min(result["tools_us"]["iptables-legacy"], result["tools_us"]["iptables-nft"]) > slowest > 0
     done = CliRunner().invoke(bench, NAT)
     assert "stateless, bpf" in done.output
 

@@ -17,6 +17,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 
 from netslot.bench.tenants import GATEWAY, GUEST, SERVER, UPLINK
+from netslot.host.plan import UPLINK as UPLINK_INDEX
 from netslot.kernel import netlink, netns
 from netslot.kernel import rtnetlink as rt
 
@@ -77,13 +78,19 @@ def quiet_ipv6() -> None:
             path.write_text("1", encoding="ascii")
 
 
-def add_place(place: Place) -> None:
-    """Make a tenant's namespace with its link to the root namespace, which the calling thread is in."""
+def add_place(place: Place, *, up: bool = True) -> None:
+    """Make a tenant's namespace with its link to the root namespace, which the calling thread is in.
+
+    Unless ``up``, both ends are left as they were born, which is when a slot gets its policies.
+    """
     netns.create(place.netns)
-    inside = netns.open_named(place.netns)
+    inside, home = netns.open_named(place.netns), netns.open_own()
     try:
+        with netns.entered(inside), netlink.Socket() as sock:
+            sock.execute([rt.veth("up0", place.interface, index=UPLINK_INDEX, peer_netns=home)])
+        if not up:
+            return
         with netlink.Socket() as sock:
-            sock.execute([rt.veth(place.interface, "up0", peer_netns=inside)])
             index = _link_index(place.interface)
             sock.execute(
                 [
@@ -95,6 +102,7 @@ def add_place(place: Place) -> None:
             _end_point("up0", f"{place.address}/31", place.root_address)
     finally:
         os.close(inside)
+        os.close(home)
 
 
 def add_guest(place: Place, slot: int, own_link: IPv4Network | None = None) -> Guest:

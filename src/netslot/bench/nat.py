@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import random
 import socket
@@ -18,12 +20,16 @@ from netslot.bench.measure import Client, Samples
 from netslot.bench.shapes import run_tool
 from netslot.bench.statistics import median
 from netslot.bench.tenants import GATEWAY, GUEST, SERVER
+from netslot.bench.yard import may_make_taps
 from netslot.errors import UsageError
-from netslot.kernel import netns
+from netslot.host.plan import GUEST as GUEST_LINK
+from netslot.host.plan import UPLINK
+from netslot.kernel import netlink, netns, tun
 from netslot.policy import bpf, iptables, nat
 from netslot.policy.base import Die, Values
 from netslot.spec.policies import BpfSection
 
+_TOOL_RUNS = 20
 _LINKS = IPv4Address("10.201.0.0")
 _TRACKED = """\
 *nat
@@ -31,9 +37,10 @@ _TRACKED = """\
 -A PREROUTING -d ${address}/32 -i up0 -j DNAT --to-destination ${guest_address}
 COMMIT
 """
+_TOOLS = ("iptables-legacy", "iptables-nft")
 _COMMANDS = (
-    "iptables-legacy -t nat -A POSTROUTING -s {guest} -o up0 -j SNAT --to-source {own}",
-    "iptables-legacy -t nat -A PREROUTING -d {own} -i up0 -j DNAT --to-destination {guest}",
+    "-t nat -A POSTROUTING -s {guest} -o up0 -j SNAT --to-source {own}",
+    "-t nat -A PREROUTING -d {own} -i up0 -j DNAT --to-destination {guest}",
 )
 
 
@@ -59,6 +66,7 @@ class _Kind:
     name: str
     die: Die
     guest: Guest
+    at_birth: Callable[[Values], None] | None = None
     samples: Samples = field(default_factory=Samples)
     rates: list[float] = field(default_factory=list)
     setup_us: list[float] = field(default_factory=list)
@@ -78,7 +86,8 @@ def measure_nat(plan: Plan, say: Callable[[str], None] = lambda _: None) -> dict
     """Measure on the stage that the calling process is on.
 
     ``{"machine", "kinds": [{"nat", "setup_us", "p50_us", "p99_us", "connections_per_second",
-    "bytes_per_connection", ...}], "iptables_us"}``: the last is what running `iptables` for the same NAT takes.
+    "bytes_per_connection", ...}], "tools_us"}``: the last is what running `iptables` for the same NAT takes, by
+    the tool's name. Set-up is timed as it happens in a slot that is built, before its links are up.
     """
     facts = machine.facts()
     with netns.Worker(name="netslot-bench") as worker:
@@ -89,12 +98,12 @@ def _run(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
     prepare_root()
     samples = [_values(number) for number in (1, 77, 5002)]
     dies: dict[str, Die] = {
-        "bpf": bpf.cast(BpfSection(), nat=True, samples=samples, defaults={}),
+        "bpf": bpf.cast(BpfSection(), nat=True, samples=samples, defaults={}, links={"up0": UPLINK}),
         "nftables": nat.cast(samples),
         "conntrack": iptables.cast(_TRACKED, samples=samples, file="bench.rules"),
     }
     kinds = [_furnish(name, die, number) for number, (name, die) in enumerate(dies.items(), 1)]
-    tool = _time_setups(plan, kinds)
+    tools = _time_setups(plan, kinds)
     say(f"{plan.setups} slots of each kind set up")
     client = Client()
     measure.pin_thread()
@@ -113,7 +122,7 @@ def _run(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
         kind.bytes_per_connection = _memory(kind.guest, plan.connections)
     order = list(dies)
     kinds.sort(key=lambda kind: order.index(kind.name))
-    return {"kinds": [kind.result() for kind in kinds], "iptables_us": round(tool, 1)}
+    return {"kinds": [kind.result() for kind in kinds], "tools_us": tools}
 
 
 def _place(number: int) -> Place:
@@ -136,15 +145,24 @@ def _values(number: int) -> Values:
 def _furnish(name: str, die: Die, number: int) -> _Kind:
     add_place(_place(number))
     guest = add_guest(_place(number), number)
-    _inside(number, die.stamp, _values(number))
-    return _Kind(name, die, guest)
+    kind = _Kind(name, die, guest)
+    if isinstance(die, bpf.BpfDie):
+        kind.at_birth = functools.partial(_ask, die)
+        _in_slot(number, kind.at_birth)
+    _in_slot(number, die.stamp)
+    return kind
 
 
-def _inside(number: int, act: Callable[[Values], None], values: Values) -> float:
-    """Seconds that ``act`` took in a slot."""
-    inside = netns.open_named(_place(number).netns)
+def _ask(die: bpf.BpfDie, values: Values) -> None:
+    with netlink.here() as sock:
+        sock.execute(die.at_birth(values))
+
+
+def _in_slot(number: int, act: Callable[[Values], None]) -> float:
+    """Seconds that ``act`` took in a slot, which has a socket for its links as when it is built."""
+    inside, values = netns.open_named(_place(number).netns), _values(number)
     try:
-        with netns.entered(inside):
+        with netns.entered(inside), netlink.Socket() as sock, netlink.lent(sock):
             start = time.perf_counter()
             act(values)
             return time.perf_counter() - start
@@ -152,25 +170,38 @@ def _inside(number: int, act: Callable[[Values], None], values: Values) -> float
         os.close(inside)
 
 
-def _time_setups(plan: Plan, kinds: list[_Kind]) -> float:
-    """Set up each kind in fresh slots, turn by turn; µs that running `iptables` took for the same, at the median."""
-    tool: list[float] = []
+def _time_setups(plan: Plan, kinds: list[_Kind]) -> dict[str, float]:
+    """Set up each kind in fresh slots, turn by turn; returns what running each tool for the same took, in µs, at the
+    median. As when a slot is built, its links are there and down; what is asked for together with the uplink is
+    timed when that is there, and the workload's link is made before the rest."""
+    tools: dict[str, list[float]] = {tool: [] for tool in _TOOLS}
+    numbers = itertools.count(len(kinds) + 1)
 
-    def run_iptables(values: Values) -> None:
-        for command in _COMMANDS:
-            run_tool(command.format(guest=values["guest_address"], own=values["address"]).split(), "")
+    def fresh(act: Callable[[Values], None], at_birth: Callable[[Values], None] | None = None) -> float:
+        number = next(numbers)
+        add_place(_place(number), up=False)
+        seconds = _in_slot(number, at_birth) if at_birth is not None else 0.0
+        if may_make_taps():
+            _in_slot(number, _make_tap)
+        return (seconds + _in_slot(number, act)) * 1e6
 
-    number = len(kinds)
     for turn in range(plan.setups):
         for kind in kinds:
-            number += 1
-            add_place(_place(number))
-            kind.setup_us.append(_inside(number, kind.die.stamp, _values(number)) * 1e6)
-        if turn < 20:
-            number += 1
-            add_place(_place(number))
-            tool.append(_inside(number, run_iptables, _values(number)) * 1e6)
-    return median(tool)
+            kind.setup_us.append(fresh(kind.die.stamp, kind.at_birth))
+        if turn < _TOOL_RUNS:
+            for tool, times in tools.items():
+                times.append(fresh(functools.partial(_run_tool, tool)))
+    return {tool: round(median(times), 1) for tool, times in tools.items()}
+
+
+def _make_tap(values: Values) -> None:
+    tun.create_tap(values["guest_if"], index=GUEST_LINK)
+
+
+def _run_tool(tool: str, values: Values) -> None:
+    for command in _COMMANDS:
+        words = command.format(guest=values["guest_address"], own=values["address"]).split()
+        run_tool([tool, *words], "")
 
 
 def _connections_per_second(client: Client, guest: Guest, seconds: float = 0.1) -> float:

@@ -51,5 +51,6 @@ def nat_table(result: dict[str, Any]) -> str:
         )
         for kind in result["kinds"]
     ]
-    text = f"Running iptables twice for the tracked one: {microseconds(result['iptables_us'])} µs a slot."
+    tools = ", ".join(f"{tool} {microseconds(taken)} µs" for tool, taken in result["tools_us"].items())
+    text = f"Running a tool twice for the tracked one: {tools} a slot."
     return "\n".join([*table(rows), "", text, machine_line(result["machine"])])

@@ -20,7 +20,7 @@ from netslot.host import links, strange
 from netslot.host.plan import GUEST, LOOPBACK, UPLINK, SlotPlan, own_values, parse_tag
 from netslot.kernel import conntrack, netns, sockets
 from netslot.kernel import rtnetlink as rt
-from netslot.kernel.netlink import Socket, lent
+from netslot.kernel.netlink import Request, Socket, lent
 from netslot.kernel.sysctl import Sysctls
 from netslot.policy.base import Die, Difference, Parameters, Values
 
@@ -41,6 +41,8 @@ class Template:
     late: Sequence[Die]
     """Stamped when the slot's own links are up, as routes need, but root's end is not yet."""
     expectation: links.Expectation | None = field(default=None)
+    at_birth: Sequence[Request] = ()
+    """What the dies ask for together with the uplink."""
 
     @property
     def dies(self) -> tuple[Die, ...]:
@@ -121,7 +123,7 @@ class Workshop:
         links.prepare(plan, self.sysctls)
         self._lap("sysctls")
         with Socket() as slot, lent(slot):
-            links.make_uplink(plan, slot, self.root, self.home)
+            links.make_uplink(plan, slot, self.root, self.home, template.at_birth)
             self._lap("veth")
             links.make_guest_link(plan, slot, inner_fd)
             self._lap("guest link")

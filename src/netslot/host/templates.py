@@ -12,7 +12,7 @@ from netslot.host import links
 from netslot.host.plan import GUEST, UPLINK, SlotPlan
 from netslot.host.slots import Template, Workshop
 from netslot.kernel import netns
-from netslot.kernel.netlink import Socket
+from netslot.kernel.netlink import Request, Socket
 from netslot.policy import bpf, cgroup, iptables, nat, nftables, rates, routes
 from netslot.policy.base import Die, Parameters, Values
 from netslot.spec.model import ClassSpec, HostSpec
@@ -32,19 +32,22 @@ def cast(spec: HostSpec, of: ClassSpec, host_id: str) -> Template:
     samples = [spec.values(number, of.name) for number in _spread(spec, of)]
     first, defaults, known = samples[0], sample.defaults, _known_links(sample)
     early: list[Die] = []
+    at_birth: list[Request] = []
     if of.cgroup is not None:  # rules and programs may name it
         early.append(cgroup.cast(of.cgroup, values=first))
     early += _rules(of, samples, defaults)
     if of.bpf is not None or of.nat.kind == "bpf":
         section = of.bpf or BpfSection()
         stateless, directory = of.nat.kind == "bpf", spec.file.parent
-        early.append(
-            bpf.cast(section, nat=stateless, samples=samples, defaults=defaults, directory=directory, links=known)
+        programs = bpf.cast(
+            section, nat=stateless, samples=samples, defaults=defaults, directory=directory, links=known
         )
+        early.append(programs)
+        at_birth = programs.at_birth(first)
     if of.rates is not None:
         early.append(rates.cast(of.rates, values=first, links=known))
     late = [routes.cast(of.routes, values=first, defaults=defaults, links=known)] if of.routes is not None else []
-    return Template(early, late, _learn(sample))
+    return Template(early, late, _learn(sample), at_birth)
 
 
 def _known_links(sample: SlotPlan) -> dict[str, int]:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import socket
 import struct
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Self
 
 from netslot.errors import KernelError
@@ -47,10 +48,13 @@ NETLINK_GET_STRICT_CHK = 12
 
 _NLMSGHDR = struct.Struct("=IHHII")
 _NLATTR = struct.Struct("=HH")
+_U32 = struct.Struct("=I")
 _PAD = (b"", b"\0\0\0", b"\0\0", b"\0")
 _NLM_F_CAPPED = 0x100
 _NLM_F_ACK_TLVS = 0x200
 _NLMSGERR_ATTR_MSG = 1
+
+_PREPARED_SEQ = 0x40000000
 
 _PATIENCE = struct.pack("ll", 60, 0)  # struct timeval: seconds after which an answer will not come any more
 
@@ -141,6 +145,26 @@ class Request(NamedTuple):
     ignore: tuple[int, ...] = ()
 
 
+class Prepared:
+    """Requests as the bytes of one datagram, to be sent more than once; see :meth:`Socket.repeat`.
+
+    The last four bytes of each message may be another number each time.
+    """
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        last = len(requests) - 1
+        # Far from the numbers that execute() counts up, so that no answer is taken for another's.
+        self.by_seq = {_PREPARED_SEQ + place: request for place, request in enumerate(requests)}
+        self.last = _PREPARED_SEQ + last
+        parts = [
+            message(r.kind, r.flags | NLM_F_REQUEST | (NLM_F_ACK if seq == self.last else 0), r.payload, seq)
+            for seq, r in self.by_seq.items()
+        ]
+        ends = itertools.accumulate(map(len, parts))
+        self.tails = [end - 4 for end in ends]
+        self.data = b"".join(parts)
+
+
 class Socket:
     """A netlink socket of the namespace that the calling thread is in when it is made.
 
@@ -211,10 +235,23 @@ class Socket:
         final = batch[last]
         parts[-1] = message(final.kind, final.flags | NLM_F_REQUEST | NLM_F_ACK, final.payload, last)
         self._send(b"".join(parts), final.operation)
+        return self._answers(batch, last)
+
+    def repeat(self, prepared: Prepared, numbers: Mapping[int, int]) -> None:
+        """As :meth:`execute`, with ``numbers`` put into the ends of messages, by the messages' places."""
+        data = bytearray(prepared.data)
+        for place, number in numbers.items():
+            _U32.pack_into(data, prepared.tails[place], number)
+        self._send(data, prepared.by_seq[prepared.last].operation)
+        self._answers(prepared.by_seq, prepared.last)
+
+    def _answers(self, batch: Mapping[int, Request], last: int) -> list[Message]:
+        """What the kernel says to a datagram, up to the answer to its last message."""
+        operation = batch[last].operation
         failure: KernelError | None = None
         answers: list[Message] = []
         while True:
-            for reply in split(self._receive(final.operation)):
+            for reply in split(self._receive(operation)):
                 failed = batch.get(reply.seq)
                 if failed is None:
                     continue  # an answer to a batch that was given up
@@ -252,7 +289,7 @@ class Socket:
             if not interrupted:
                 return answers
 
-    def _send(self, data: bytes, operation: str) -> None:
+    def _send(self, data: bytes | bytearray, operation: str) -> None:
         try:
             self._socket.send(data)
         except OSError as error:

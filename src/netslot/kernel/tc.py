@@ -77,8 +77,9 @@ class Queue(NamedTuple):
 def add_clsact(link: int) -> Request:
     """Give ``link`` (an interface index) the hook points; success when it has them.
 
-    Best while the link is down: if it is up, the kernel waits for packets to leave it, which is half of the cost
-    (qdisc_graft() in net/sched/sch_api.c, dev_deactivate_many() in net/sched/sch_generic.c).
+    Best while the link is down: if it is up, the kernel first waits for packets to leave it (qdisc_graft() in
+    net/sched/sch_api.c, dev_deactivate_many()). The first filter on each then waits until an RCU grace period has
+    passed since (mini_qdisc_pair_swap() in net/sched/sch_generic.c).
     """
     payload = _TCMSG.pack(0, link, _CLSACT_HANDLE, _CLSACT, 0) + _KIND_CLSACT
     flags = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL

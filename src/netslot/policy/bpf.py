@@ -11,8 +11,7 @@ the hierarchy's root) where a program is for the cgroup, which must be there: st
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from netslot.errors import SpecError
@@ -25,6 +24,9 @@ from netslot.policy.bpf_user import UserPrograms
 from netslot.spec.policies import BpfSection
 
 __all__ = ["BpfDie", "Traffic", "cast"]
+
+_MOST_PREPARED = 256
+"""Datagrams that a die keeps: programs of a slot's own make another one each time."""
 
 
 def cast(
@@ -69,6 +71,7 @@ class BpfDie:
         self._close = weakref.finalize(self, _close_parts, parts)
         self._user = user
         self._defaults = defaults
+        self._prepared: dict[tuple[int, ...], netlink.Prepared] = {}
 
     @property
     def rules(self) -> int:
@@ -83,19 +86,45 @@ class BpfDie:
         """Give up what is loaded for all slots, as happens with the die's end; slots keep what is attached."""
         self._close()
 
-    def stamp(self, values: Values) -> None:
-        """Attach all programs, with the parameters' defaults bound; what is attached already is replaced.
+    def at_birth(self, values: Values) -> list[netlink.Request]:
+        """What to ask for together with a fresh slot's uplink, if its index is known: its hook points.
 
-        Costs least while the uplink is down: see :func:`netslot.kernel.tc.add_clsact`.
+        While a link is up, the kernel waits for packets to leave it before it makes them; and the first program
+        on one waits for an RCU grace period since it was made, which other steps of building a slot may have had
+        meanwhile (see :func:`netslot.kernel.tc.add_clsact`).
         """
-        self._attach(values, self._links)
+        index = self._links.get(values["uplink_if"])
+        return [tc.add_clsact(index)] if index is not None else []
 
-    def _attach(self, values: Values, links: Links) -> None:
+    def stamp(self, values: Values) -> None:
+        """Attach all programs, with the parameters' defaults bound. :meth:`at_birth` must have been done."""
+        index = self._links.get(values["uplink_if"])
+        if index is None:
+            self._attach_anywhere(values)
+        else:
+            self._attach(values, index, [])
+
+    def _attach_anywhere(self, values: Values) -> None:
+        """Attach all programs; what is attached already is replaced."""
+        with netlink.here() as sock:
+            index = rtnetlink.link_index(sock, values["uplink_if"])
+        self._attach(values, index, [tc.add_clsact(index)])
+
+    def _attach(self, values: Values, index: int, before: Sequence[netlink.Request]) -> None:
         attachments = [a for part in self._parts for a in part.load(values, self._defaults)]
-        with netlink.here() as sock, _released(attachments):
-            name = values["uplink_if"]
-            link = links.get(name) or rtnetlink.link_index(sock, name)
-            sock.execute([tc.add_clsact(link), *_requests(link, attachments)])
+        programs = (index, len(before), *(attachment.program for attachment in attachments))
+        try:
+            prepared = self._prepared.get(programs)
+            if prepared is None:
+                prepared = netlink.Prepared([*before, *_requests(index, attachments)])
+                if len(self._prepared) == _MOST_PREPARED:
+                    self._prepared.clear()
+                self._prepared[programs] = prepared
+            numbers = {place: attachment.number for place, attachment in enumerate(attachments, len(before))}
+            with netlink.here() as sock:
+                sock.repeat(prepared, numbers)
+        finally:
+            _release(attachments)
         if self._user is not None:
             self._user.attach_cgroup(values, self._defaults)
 
@@ -104,8 +133,11 @@ class BpfDie:
         attachments = [a for part in self._parts for a in part.rebind(values, parameters)]
         if not attachments:
             return
-        with netlink.here() as sock, _released(attachments):
-            sock.execute(_requests(rtnetlink.link_index(sock, values["uplink_if"]), attachments))
+        try:
+            with netlink.here() as sock:
+                sock.execute(_requests(rtnetlink.link_index(sock, values["uplink_if"]), attachments))
+        finally:
+            _release(attachments)
 
     def read(self, values: Values, parameters: Parameters) -> list[Difference]:
         with netlink.here() as sock:
@@ -134,7 +166,7 @@ class BpfDie:
 
     def reset(self, values: Values) -> None:
         """As after a stamp: fresh programs and maps take the places of all others, and what is foreign goes."""
-        self._attach(values, NO_LINKS)
+        self._attach_anywhere(values)
         wanted = {place for part in self._parts for place in part.tags(values)}
         with netlink.here() as sock:
             link = rtnetlink.link_index(sock, values["uplink_if"])
@@ -166,10 +198,6 @@ def _attached(sock: netlink.Socket, link: int) -> dict[Place, tc.Filter]:
     return {Place(found.hook, found.priority): found for found in tc.filters(sock, link)}
 
 
-@contextmanager
-def _released(attachments: Sequence[Attachment]) -> Iterator[None]:
+def _release(attachments: Sequence[Attachment]) -> None:
     """Close the descriptors of a slot's own programs, which live on where they are attached."""
-    try:
-        yield
-    finally:
-        bpf_parts.close_all([attachment.program for attachment in attachments if attachment.owned])
+    bpf_parts.close_all([attachment.program for attachment in attachments if attachment.owned])

@@ -215,7 +215,7 @@ class _AddressPlan:
 
 
 def _numbers(values: Values) -> tuple[int, int, int]:
-    four = int.from_bytes(_packed(values["address"], socket.AF_INET), "big")
+    four = int.from_bytes(socket.inet_aton(values["address"]), "big")
     six = values.get("address6")
     return (four, *struct.unpack(">QQ", _packed(six, socket.AF_INET6))) if six else (four, 0, 0)
 
