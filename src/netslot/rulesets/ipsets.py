@@ -7,7 +7,7 @@ reader can put those rules in place of it, and what is known of rules holds for 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -24,6 +24,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "hash:net": ("address",),
     "hash:net,port": ("address", "port"),
     "hash:net,net": ("address", "address"),
+    "hash:net,iface": ("address", "link"),
     "hash:ip,port,net": ("address", "port", "address"),
     "hash:net,port,net": ("address", "port", "address"),
 }
@@ -33,8 +34,8 @@ PROTOCOLS: Mapping[str, int] = {"tcp": 6, "udp": 17, "sctp": 132, "udplite": 136
 _PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 _LEAST = 1024
 
-Part = tuple[int, int]
-"""An address and its mask, or a protocol and a port."""
+Part = tuple[int, int] | str
+"""An address and its mask, a protocol and a port, or the name of a link."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,9 @@ def write_sets(sets: Sequence[IpSet]) -> str:
 def _element_text(one: IpSet, element: tuple[Part, ...]) -> str:
     words = []
     for kind, part in zip(KINDS[one.kind], element, strict=True):
-        if kind == "port":
+        if isinstance(part, str):
+            words.append(part)
+        elif kind == "port":
             words.append(f"{_PROTOCOL_NAMES[part[0]]}:{part[1]}")
         else:
             words.append(network_text(*part, one.family))
@@ -101,6 +104,9 @@ def _element(text: str, kind: str, family: Family) -> tuple[Part, ...]:
         if part == "address":
             found.append(network(word, family))
             continue
+        if part == "link":
+            found.append(word)
+            continue
         name, _, port = word.partition(":")
         if name not in PROTOCOLS or not port.isdigit() or int(port) > 65535:
             raise ValueError(f"'{word}' is no PROTOCOL:PORT")
@@ -130,7 +136,8 @@ def _expand(rule: Rule, sets: Mapping[str, IpSet], file: str) -> list[Rule]:
     if one is None:
         raise SpecError(f"the rule asks for the set {asked[0].name}, which is not there", file=file, line=rule.line)
     words = KINDS[one.kind]
-    if len(asked) > 1 or asked[0].negated or asked[0].options or len(asked[0].flags) != len(words):
+    negated = asked[0].negated and one.kind == "hash:net,iface" and _one_address_a_link(one)
+    if len(asked) > 1 or asked[0].options or len(asked[0].flags) != len(words) or asked[0].negated != negated:
         raise SpecError(
             f"expected one plain match of {one.name} with {len(words)} directions", file=file, line=rule.line
         )
@@ -139,7 +146,13 @@ def _expand(rule: Rule, sets: Mapping[str, IpSet], file: str) -> list[Rule]:
             f"elements of {one.name} overlap, and what the rule does would be done twice", file=file, line=rule.line
         )
     rest = tuple(x for x in rule.matches if x is not asked[0])
-    return [_one(rule, rest, asked[0].flags, words, element) for element in one.elements]
+    return [_one(rule, rest, asked[0], words, element) for element in one.elements]
+
+
+def _one_address_a_link(one: IpSet) -> bool:
+    """Then 'not in the set' is 'not the address that goes with this link', for the links that are in it."""
+    links = [element[1] for element in one.elements]
+    return len(set(links)) == len(links)
 
 
 _ONCE = (*t.TERMINAL, t.Return, t.Log, t.NoTarget)
@@ -149,9 +162,11 @@ _ONCE = (*t.TERMINAL, t.Return, t.Log, t.NoTarget)
 def _apart(one: IpSet) -> bool:
     """Whether no packet can be in two elements, as far as one address tells."""
     for place, word in enumerate(KINDS[one.kind]):
+        found = sorted(part for element in one.elements if not isinstance(part := element[place], str))
+        if word == "link" and _one_address_a_link(one):
+            return True
         if word != "address":
             continue
-        found = sorted(element[place] for element in one.elements)
         if all((a ^ b) & mask & other for (a, mask), (b, other) in pairwise(found)) and (
             len({mask for _, mask in found}) <= 1
         ):
@@ -160,19 +175,31 @@ def _apart(one: IpSet) -> bool:
 
 
 def _one(
-    rule: Rule, rest: tuple[m.Match, ...], flags: tuple[str, ...], words: tuple[str, ...], element: tuple[Part, ...]
+    rule: Rule, rest: tuple[m.Match, ...], asked: m.SetMatch, words: tuple[str, ...], element: tuple[Part, ...]
 ) -> Rule:
     found = list(rest)
-    said = []
-    for word, flag, part in zip(words, flags, element, strict=True):
+    for word, flag, part in zip(words, asked.flags, element, strict=True):
         side: m.Side = "src" if flag == "src" else "dst"
-        if word == "address":
-            found.append(m.Address(side, *part))
-            said.append(f"{part[0]:x}")
-            continue
-        protocol = m.Protocol(part[0])
-        if protocol not in found:
-            found.append(protocol)
-        found.append(m.Ports(_PROTOCOL_NAMES[part[0]], side, ((part[1], part[1]),)))
-        said.append(str(part[1]))
+        if isinstance(part, str):
+            found.append(m.Interface("in" if side == "src" else "out", part))
+        elif word == "address":
+            found.append(m.Address(side, *part, negated=asked.negated))
+        else:
+            protocol = m.Protocol(part[0])
+            if protocol not in found:
+                found.append(protocol)
+            found.append(m.Ports(_PROTOCOL_NAMES[part[0]], side, ((part[1], part[1]),)))
     return Rule(tuple(found), rule.target, rule.text, rule.line, rule.comment)
+
+
+def links_left_out(ruleset: Ruleset, sets: Mapping[str, IpSet], links: Iterable[str]) -> str:
+    """The name of a set that a rule asks for with ``!`` and that lacks one of these links; '' if there is none.
+
+    Packets of a link that is not in such a set meet the rule whatever their address is.
+    """
+    wanted = set(links)
+    asked = (x for _, _, rule in ruleset.rules() for x in rule.matches if isinstance(x, m.SetMatch) and x.negated)
+    for name in {match.name for match in asked} & sets.keys():
+        if wanted - {element[1] for element in sets[name].elements}:
+            return name
+    return ""

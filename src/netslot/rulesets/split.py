@@ -15,18 +15,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from netslot.rulesets import targets as t
 from netslot.rulesets.ipsets import SETS, write_sets
-from netslot.rulesets.model import Dump, Family, Rule, Ruleset, Table
+from netslot.rulesets.model import Dump, Family
 from netslot.rulesets.parse import parse
 from netslot.rulesets.proof.arrangement import HOST, MANIFEST, PUBLISH, ROOT, with_hosts, write_published
 from netslot.rulesets.proof.journey import Attachment
 from netslot.rulesets.proof.members import Portraits
 from netslot.rulesets.proof.places import Places, survey
 from netslot.rulesets.proof.tagged import FiledRuleset
+from netslot.rulesets.splitting.lengths import longest, longest_after
 from netslot.rulesets.splitting.naming import Naming, name_links
 from netslot.rulesets.splitting.plan import FATES, CannotSplit, Plan
-from netslot.rulesets.splitting.rooting import RootWriter
+from netslot.rulesets.splitting.rooting import FROM, RootWriter
 from netslot.rulesets.splitting.sets import SetsWriter
 from netslot.rulesets.splitting.slots import Matches, SlotWriter
 from netslot.rulesets.splitting.spec_file import add_spec
@@ -39,7 +39,6 @@ BEFORE: Mapping[Family, str] = {4: "before.rules", 6: "before.rules6"}
 """The rules that were split, so that ``migrate`` can tell whether the host still has them."""
 
 Method = Literal["slots", "sets"]
-ON_THE_WAY = ("PREROUTING", "FORWARD", "POSTROUTING")
 _GUEST_IF = {"tap": "tap0", "veth": "inner0", "process": ""}
 
 
@@ -140,41 +139,43 @@ class _Splitter:
 
     def _one_family(self, family: Family, first: dict[int, int]) -> None:
         filed = self._filed[family]
-        shared: dict[Matches, Rule] = {}
+        undecided: dict[Matches, None] = {}
         writers: dict[int, SlotWriter] = {}
         for kind, tenant in first.items():
             writer = SlotWriter(filed, self._naming, self._plan, tenant, self._attachment)
             writer.forward()
             writers[kind] = writer
-        inward_here = self._settle_refusals(family, list(writers.values()))
         early = frozenset(table for table in ("raw", "mangle") if self._take_drops(table, writers))
         for writer in writers.values():
-            shared.update(writer.shared)
+            undecided |= writer.undecided
+        checked = {kind: writer.checked for kind, writer in writers.items()}
+        inward_here = self._inward(list(writers.values()), all(checked.values()))
         for kind, writer in writers.items():
             text = writer.render()
             self._files[f"class{kind}.rules{'' if family == 4 else '6'}"] = text
             self._slot_sizes.append(sum(line.startswith("-A") for line in text.splitlines()))
         slot_walk = max(
-            (_longest(parse(text, family=family).rulesets[0]) for text in self._templates(family, first)), default=0
+            (longest(parse(text, family=family).rulesets[0]) for text in self._templates(family, first)), default=0
         )
-        checked = {kind: bool(writer.rules.raw or writer.rules.mangle) for kind, writer in writers.items()}
+        passing = max((writer.passing for writer in writers.values()), default=0)
         root = RootWriter(
             filed,
             self._naming,
             self._plan,
             self._kinds,
-            shared,
+            undecided,
             lambda tenant: not checked[self._kinds[tenant]],
             early,
             inward_here,
+            self._attachment != "process",
         )
-        self._keep(family, root, slot_walk)
+        self._keep(family, root, slot_walk, passing)
 
     def _with_sets(self, family: Family) -> None:
         root = SetsWriter(self._filed[family], self._places, self._plan)
-        self._keep(family, root, 0)
+        self._keep(family, root, 0, 0)
 
-    def _keep(self, family: Family, root: RootWriter | SetsWriter, slot_walk: int) -> None:
+    def _keep(self, family: Family, root: RootWriter | SetsWriter, slot_walk: int, passing: int) -> None:
         """The files of root, and what they come to."""
         text = root.write()
         self._files[ROOT[family]] = text
@@ -186,7 +187,8 @@ class _Splitter:
             published = write_published(root.published, family, root.published_first)
             self._files[PUBLISH[family]] = published
             self._after += published.count("dnat ")
-        self._walk_after = max(self._walk_after, slot_walk + _longest(parse(text, family=family).rulesets[0]))
+        walk = longest_after(parse(text, family=family).rulesets[0], FROM, slot_walk, passing)
+        self._walk_after = max(self._walk_after, walk)
 
     def _templates(self, family: Family, first: dict[int, int]) -> list[str]:
         """Each class's template as its representative's slot holds it."""
@@ -201,24 +203,26 @@ class _Splitter:
             for kind, tenant in first.items()
         ]
 
-    def _settle_refusals(self, family: Family, writers: list[SlotWriter]) -> bool:
-        """Whether root goes on to decide about packets to tenants, because slots could not."""
-        for writer in writers:
-            for chain, rule, reason in writer.refusals[True]:
-                self._plan.settle(family, "filter", chain, rule, "refused", "", reason)
-        inward = [text for writer in writers for _, _, text in writer.refusals[False]]
-        if inward or self._inward_here:
+    def _inward(self, writers: list[SlotWriter], checked: bool) -> bool:
+        """Whether root decides about packets from outside to tenants too, because slots cannot."""
+        why = next((text for writer in writers for _, _, text in writer.refusals), "")
+        if not why and not checked:
+            why = "tenants may send under any address, so a slot cannot tell what came from outside"
+        if self._inward_here:
+            why = "as asked"
+        if why:
             for writer in writers:
                 writer.leave_inward_to_root()
-            why = inward[0] if inward else "as asked"
             self._plan.notes[f"packets to tenants are decided in root, merged by class: {why}"] = None
-        return bool(inward) or self._inward_here
+        return bool(why)
 
     def _take_drops(self, table: str, writers: dict[int, SlotWriter]) -> bool:
         """Tenants' drops before routing go into the slots if those of all classes can."""
         try:
             lines = {kind: writer.drops(table) for kind, writer in writers.items()}
         except CannotSplit:
+            for writer in writers.values():
+                writer.checked = False
             return False
         for kind, writer in writers.items():
             setattr(writer.rules, table, lines[kind])
@@ -300,7 +304,7 @@ def _report(
         "root_rules_before": dump.rule_count(),
         "root_rules_after": after,
         "slot_rules_max": slot,
-        "longest_walk_before": max(map(_longest, dump.rulesets)),
+        "longest_walk_before": max(map(longest, dump.rulesets)),
         "longest_walk_after": walk_after,
         "tenants": len(places.tenants),
         "classes": 0,
@@ -309,23 +313,3 @@ def _report(
         "stayed": stayed,
         "refused": list(plan.refusals),
     }
-
-
-def _longest(ruleset: Ruleset) -> int:
-    """The most rules that a forwarded packet can be tested against: each chain to its end, the longest jumps."""
-
-    def below(table: Table, name: str, above: frozenset[str]) -> int:
-        if name not in known:
-            targets = {
-                r.target.chain for r in table.chains[name].rules if isinstance(r.target, t.Jump | t.Goto)
-            } - above
-            known[name] = len(table.chains[name].rules) + max(
-                (below(table, chain, above | {name}) for chain in targets if chain in table.chains), default=0
-            )
-        return known[name]
-
-    walked = 0
-    for table in ruleset.tables.values():
-        known: dict[str, int] = {}
-        walked += sum(below(table, name, frozenset()) for name in ON_THE_WAY if name in table.chains)
-    return walked

@@ -151,9 +151,7 @@ FAULTS = {
         "-A FORWARD -d 169.254.169.254/32 -p tcp -m tcp --dport 80",
         "-A FORWARD -p tcp -m tcp --dport 80",
     ),
-    "the door in the wrong direction": _instead(
-        "root.rules", "-A FORWARD -o tap+ -j ACCEPT", "-A FORWARD -i tap+ -j ACCEPT"
-    ),
+    "the door for the wrong sources": _instead("root.rules", "-A FORWARD ! -s 10.64", "-A FORWARD -s 10.64"),
 }
 
 

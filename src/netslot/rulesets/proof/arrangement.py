@@ -14,7 +14,7 @@ from typing import Any
 from netslot.errors import SpecError
 from netslot.rulesets import matches as m
 from netslot.rulesets import targets as t
-from netslot.rulesets.ipsets import SETS, expanded, read_sets
+from netslot.rulesets.ipsets import SETS, expanded, links_left_out, read_sets
 from netslot.rulesets.model import Chain, Family, Rule, Ruleset, Table
 from netslot.rulesets.parse import parse
 from netslot.rulesets.proof.journey import Attachment
@@ -121,7 +121,10 @@ def read(files: Mapping[str, str]) -> Arrangement:
         count += ruleset.rule_count()
         sets = files.get(SETS[family])
         if sets is not None:
-            ruleset = expanded(ruleset, read_sets(sets, family, SETS[family]), name)
+            known = read_sets(sets, family, SETS[family])
+            if lacking := links_left_out(ruleset, known, (member.link for member in members)):
+                raise SpecError(f"the set {lacking} lacks the link of a tenant", file=SETS[family])
+            ruleset = expanded(ruleset, known, name)
         published = files.get(PUBLISH[family])
         if published is not None:
             rules, first, statements = read_published(published, family, PUBLISH[family])

@@ -2,94 +2,182 @@
 
 A rule is *generalised* by saying of every name that it is the packet's own tenant's: the link becomes any slot's
 link; the tenant's own source address is dropped where spoofed sources were dropped before, else it becomes the
-pool; the host's address on the tenant's link becomes "an address of the link it came in by".
+pool; the host's address on the tenant's link becomes "an address of the link it came in by". A chain of the tenant's
+own becomes a chain for all whose chain says the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from netslot.rulesets import matches as m
 from netslot.rulesets import targets as t
 from netslot.rulesets.model import Family
-from netslot.rulesets.proof.tagged import Filed, FiledRuleset, Role
+from netslot.rulesets.proof.tagged import Filed, FiledRuleset
 from netslot.rulesets.splitting.naming import Naming
 from netslot.rulesets.splitting.plan import CannotSplit
 
-General = tuple[tuple[m.Match, ...], t.Target]
-
 _MOST_CLASSES = 16
 """More kinds of tenants than this in one place of a chain are no longer a few slot-agnostic rules."""
+_INLINE = 2
+"""Longer lists of one class get a chain of their own, so that other classes' packets pass them with one rule."""
+_DEEPEST = 8
+
+
+@dataclass(frozen=True, slots=True)
+class General:
+    """``near``: the side on which the tenant's own link is asked for; None if it is not.
+
+    A match of a set whose name begins with ``OWN`` stands for a set of tenants' own addresses, which is still to be
+    made: the rest of the name is the address's variable.
+    """
+
+    near: m.Direction | None
+    matches: tuple[m.Match, ...]
+    target: t.Target
+
+
+OWN = "@"
+MakeSet = Callable[[str, bool, Iterable[int]], str]
+"""Makes a set of these tenants' addresses, given by variable, with or without their links; returns its name."""
 
 
 class Generaliser:
-    """Generalises rules of one family; remembers copies of tenants' own chains, one per class."""
+    """Generalises rules of one family, and keeps the chains that stand for tenants' own."""
 
     def __init__(self, filed: FiledRuleset, naming: Naming, spoofing: Callable[[int], bool]) -> None:
         self._filed, self._naming, self._spoofing = filed, naming, spoofing
         self._family: Family = filed.ruleset.family
+        self._names: dict[tuple[str, tuple[General, ...]], str] = {}
+
+    def chains(self, table: str) -> dict[str, list[General]]:
+        """The chains of this table that stand for tenants' own, by name."""
+        return {name: list(rules) for (place, rules), name in self._names.items() if place == table}
 
     def rule(self, table: str, chain: str, item: Filed, tenant: int) -> General:
-        """The rule without its link conditions, which the caller adds; CannotSplit if it names the tenant else."""
-        rule = item.rule
-        if isinstance(rule.target, t.Jump | t.Goto):
-            owner = self._filed.chain_owner.get((table, rule.target.chain))
-            if owner == tenant:
-                raise CannotSplit("it leads to a chain of the tenant's own")
+        """The rule with the tenant's names generalised; CannotSplit if it names the tenant in another way."""
+        near = self._near(item, tenant)
+        matches = self._matches(item, tenant, near, chain == "INPUT")
+        return General(near, matches, self._target(table, item, tenant, near, 0))
+
+    def _near(self, item: Filed, tenant: int) -> m.Direction | None:
+        """The side of the tenant's own link, where the rule asks for it."""
+        sides = {role for role, who in item.tags if who == tenant}
+        if {"in", "out"} <= sides:
+            raise CannotSplit("it asks for the tenant's link on both sides")
+        return "in" if "in" in sides else "out" if "out" in sides else None
+
+    def _matches(self, item: Filed, tenant: int, near: m.Direction | None, to_host: bool) -> tuple[m.Match, ...]:
         found: list[m.Match] = []
-        roles = {role for role, _ in item.tags}
-        for match in rule.matches:
+        for match in item.rule.matches:
             if isinstance(match, m.Interface) and self._naming.places.link_owner.get(match.name) == tenant:
                 if match.negated:
                     raise CannotSplit("it is about every link but the tenant's")
+                if match.direction != near:
+                    raise CannotSplit("it asks for the tenant's link on both sides")
                 continue
             if isinstance(match, m.Address):
-                found += self._address(match, tenant, roles, chain)
+                found += self._address(match, tenant, near, to_host)
             else:
                 found.append(match)
-        if isinstance(rule.target, t.Dnat) and ("to", tenant) in item.tags:
-            raise CannotSplit("it leads to one tenant's address")
-        return tuple(found), rule.target
+        return tuple(found)
 
-    def _address(self, match: m.Address, tenant: int, roles: set[Role], chain: str) -> list[m.Match]:
+    def _target(self, table: str, item: Filed, tenant: int, near: m.Direction | None, depth: int) -> t.Target:
+        target = item.rule.target
+        if isinstance(target, t.Dnat) and ("to", tenant) in item.tags:
+            raise CannotSplit("it leads to one tenant's address")
+        if not isinstance(target, t.Jump | t.Goto):
+            return target
+        if self._filed.chain_owner.get((table, target.chain)) != tenant:
+            return target
+        if near is None or depth == _DEEPEST:
+            raise CannotSplit("it leads to a chain of the tenant's own, and does not ask for its link")
+        rules = tuple(
+            self._inner(table, inner, tenant, near, depth) for inner in self._filed.chains[table, target.chain]
+        )
+        name = self._names.setdefault((table, rules), f"netslot-own-{len(self._names)}")
+        return replace(target, chain=name)
+
+    def _inner(self, table: str, item: Filed, tenant: int, near: m.Direction, depth: int) -> General:
+        """A rule of the tenant's own chain: its link has been asked for by whoever leads there."""
+        return General(
+            None, self._matches(item, tenant, near, False), self._target(table, item, tenant, near, depth + 1)
+        )
+
+    def _address(self, match: m.Address, tenant: int, near: m.Direction | None, to_host: bool) -> list[m.Match]:
         places, pattern = self._naming.places, (match.value, match.mask)
         names = self._naming.names(tenant, self._family)
         if pattern not in names:
             return [match]
         if pattern[0] in places.gateways[self._family][tenant]:
-            if match.side == "dst" and not match.negated and "in" in roles and chain == "INPUT":
+            if match.side == "dst" and not match.negated and near == "in" and to_host:
                 return [m.AddrType("dst", frozenset(("LOCAL",)), interface="in")]
             raise CannotSplit("it names the host's address on the tenant's link")
-        if len(places.addresses(tenant, self._family)) > 1:
-            raise CannotSplit("it names one of several addresses of the tenant")
+        alone = len(places.addresses(tenant, self._family)) == 1
         pool = self._naming.pool(self._family)
-        if match.side == "src" and "in" in roles and not self._spoofing(tenant):
+        if match.side == "src" and not match.negated and alone and not self._spoofing(tenant):
+            if near == "in":
+                return []
+            if near is None and pool is not None:
+                return [m.Address("src", *pool)]
+        if match.side == "dst" and near == "out" and not match.negated and alone:
+            return []
+        if near is None:
             if match.negated:
-                raise CannotSplit("it is about spoofed sources, which the slot drops")
-            return []
-        if match.side == "dst" and "out" in roles and not match.negated:
-            return []
-        if pool is None or match.negated:
-            raise CannotSplit("it names the tenant's address")
-        return [m.Address(match.side, *pool)]
+                raise CannotSplit("it is about every address but the tenant's")
+            return [m.SetMatch(OWN + names[pattern], (match.side,))]
+        if match.negated and not alone:
+            raise CannotSplit("it names one of several addresses of the tenant")
+        return [m.SetMatch(OWN + names[pattern], (match.side, "src" if near == "in" else "dst"), match.negated)]
 
 
-def alike(lists: Sequence[tuple[General, ...]]) -> bool:
-    return all(one == lists[0] for one in lists)
+Text = tuple[tuple[m.Match, ...], t.Target]
 
 
-def merged(lists: dict[int, tuple[General, ...]], naming: Naming, roles: set[Role], family: Family) -> list[General]:
-    """One list for all classes: with the link of any slot if all say the same, else with each class's group."""
-    direction: m.Direction | None = "in" if "in" in roles else "out" if "out" in roles else None
+def merged(
+    lists: Mapping[int, tuple[General, ...]],
+    naming: Naming,
+    kinds: Sequence[int],
+    chain: Callable[[list[Text]], str],
+    make: MakeSet,
+) -> list[Text]:
+    """What all classes say, as few rules: with any slot's link if all say the same, else with each class's group.
+
+    ``kinds``: the class of each tenant. ``chain`` makes a chain of some rules and says its name.
+    """
     values = list(lists.values())
-    if alike(values):
-        near = [] if direction is None else [naming.link(direction)]
-        return [((*near, *matches), target) for matches, target in values[0]]
-    if direction is None:
+    if all(one == values[0] for one in values):
+        return [plain(rule, naming, range(len(kinds)), make) for rule in values[0]]
+    if any(rule.near is None and not _asks_for_own(rule) for rules in values for rule in rules):
         raise CannotSplit("classes of tenants differ here, and nothing tells whose packet it is")
     if len(lists) > _MOST_CLASSES:
         raise CannotSplit("it differs from tenant to tenant")
-    found: list[General] = []
-    for number, rules in lists.items():
-        found += [((naming.class_link(direction, number), *matches), target) for matches, target in rules]
+    found: list[Text] = []
+    sides: tuple[m.Direction | None, ...] = ("in", None, "out")
+    for near in sides:
+        for number, rules in lists.items():
+            members = [tenant for tenant, kind in enumerate(kinds) if kind == number]
+            link = () if near is None else (naming.class_link(near, number),)
+            mine = [plain(replace(rule, near=None), naming, members, make) for rule in rules if rule.near == near]
+            if near is not None and len(mine) > _INLINE:
+                found.append((link, t.Jump(chain(mine))))
+            else:
+                found += [((*link, *matches), target) for matches, target in mine]
     return found
+
+
+def plain(rule: General, naming: Naming, tenants: Iterable[int], make: MakeSet) -> Text:
+    """The rule as it is written, with the sets that it needs."""
+    found: list[m.Match] = [] if rule.near is None else [naming.link(rule.near)]
+    for match in rule.matches:
+        if isinstance(match, m.SetMatch) and match.name.startswith(OWN):
+            name = make(match.name[len(OWN) :], len(match.flags) > 1, tenants)
+            found.append(replace(match, name=name))
+        else:
+            found.append(match)
+    return tuple(found), rule.target
+
+
+def _asks_for_own(rule: General) -> bool:
+    return any(isinstance(x, m.SetMatch) and x.name.startswith(OWN) for x in rule.matches)

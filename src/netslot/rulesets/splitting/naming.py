@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from netslot.rulesets import matches as m
 from netslot.rulesets.model import Family
@@ -27,6 +27,12 @@ class Naming:
         if self.stem:
             return m.Interface(direction, self.stem, wildcard=True)
         return m.DevGroup(direction, GROUP, 0xFFFF)
+
+    def no_link(self, direction: m.Direction) -> m.Match:
+        """The condition that a packet does not."""
+        match = self.link(direction)
+        assert isinstance(match, m.Interface | m.DevGroup)
+        return replace(match, negated=True)
 
     def class_link(self, direction: m.Direction, number: int) -> m.Match:
         """The same, for the slots of one class."""

@@ -7,7 +7,7 @@ The rules then name no tenant, and are as many for ten tenants as for a thousand
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from netslot.rulesets import matches as m
@@ -22,6 +22,7 @@ from netslot.rulesets.splitting.gathering import (
     Gatherer,
     Group,
     OwnChain,
+    Shape,
     kind_of,
     parts_of,
 )
@@ -32,6 +33,42 @@ from netslot.rulesets.write import rule_text
 
 _DEEPEST = 8
 """Own chains that call each other deeper than this are left as they are."""
+
+
+class SetRules:
+    """Makes rules with sets of one family's rules, and collects the sets."""
+
+    def __init__(self, places: Places, family: Family) -> None:
+        self._places, self._family = places, family
+        self.sets: list[IpSet] = []
+
+    def gather(self, rules: Sequence[tuple[Rule, int]]) -> list[tuple[str, list[Rule]]]:
+        """Rules with their tenants, gathered: the text of each new rule, and the rules that it stands for."""
+        gatherer = Gatherer(self._places, self._family, lambda rule, _: rule.target)
+        found: list[tuple[str, list[Rule]]] = []
+        for group in gatherer.gather(rules):
+            members = [member.rule for member in group.members]
+            if group.shape is None or isinstance(group.shape.aim, OwnChain):
+                found += [(rule.text, [rule]) for rule in members]
+            else:
+                found.append((self.text(group, group.shape, group.shape.aim), members))
+        return found
+
+    def text(self, group: Group, shape: Shape, target: t.Target) -> str:
+        """The rule that stands for a group."""
+        kind, flags = kind_of(group.members, shape, self._family)
+        elements = {part: None for member in group.members for part in parts_of(member, shape)}
+        name = self.set(kind, tuple(elements))
+        return rule_text((*shape.rest, m.SetMatch(name, flags)), target, self._family)
+
+    def set(self, kind: str, elements: tuple[tuple[Part, ...], ...]) -> str:
+        """The name of a set with these elements."""
+        for known in self.sets:
+            if known.kind == kind and known.elements == elements:
+                return known.name
+        name = f"{PREFIX}{len(self.sets)}"
+        self.sets.append(IpSet(name, kind, self._family, elements))
+        return name
 
 
 @dataclass
@@ -54,7 +91,7 @@ class SetsWriter:
         self._shape_of: dict[tuple[str, str], int | None] = {}
         self._twins: dict[tuple[str, int, tuple[m.Side, ...]], _Twins] = {}
         self._written: dict[str, list[str]] = {}
-        self.sets: list[IpSet] = []
+        self.set_rules = SetRules(places, self._family)
         self.published: list[Rule] = []
         self.published_first = True
 
@@ -105,9 +142,6 @@ class SetsWriter:
             for member in group.members:
                 self._stay(chain, member.rule, member.tenant)
             return [member.rule.text for member in group.members]
-        kind, flags = kind_of(group.members, shape, self._family)
-        elements = {part: None for member in group.members for part in parts_of(member, shape)}
-        name = self._set(kind, tuple(elements))
         target = shape.aim
         if isinstance(target, OwnChain):
             chains = {
@@ -115,18 +149,11 @@ class SetsWriter:
             }
             called = self._call(target.shape, shape.sides, chains)
             target = t.Goto(called) if target.goto else t.Jump(called)
+        text = self.set_rules.text(group, shape, target)
         why = f"it differs from {len(group.members) - 1} others in addresses and ports only; a set lists these"
         for member in group.members:
-            self._settle(chain, member.rule, "merged", f"root, with the set {name}", why)
-        return [rule_text((*shape.rest, m.SetMatch(name, flags)), target, self._family)]
-
-    def _set(self, kind: str, elements: tuple[tuple[Part, ...], ...]) -> str:
-        for known in self.sets:
-            if known.kind == kind and known.elements == elements:
-                return known.name
-        name = f"{PREFIX}{len(self.sets)}"
-        self.sets.append(IpSet(name, kind, self._family, elements))
-        return name
+            self._settle(chain, member.rule, "merged", "root, with a set", why)
+        return [text]
 
     def _stay(self, chain: str, rule: Rule, tenant: int) -> None:
         why = "it names no tenant"
@@ -248,7 +275,7 @@ class SetsWriter:
         """The tenant's own address on the other side: each goes with the address that led here."""
         own = [self._places.addresses(tenant, self._family)[0] for tenant in tenants]
         elements = tuple(((one.value, one.mask), (one.value, one.mask)) for one in own)
-        return m.SetMatch(self._set("hash:net,net", elements), (near, far))
+        return m.SetMatch(self.set_rules.set("hash:net,net", elements), (near, far))
 
     def _keep_called(self) -> None:
         """Own chains that a rule which stays leads to, as they were; those that nothing leads to have no use."""

@@ -1,9 +1,9 @@
 """The slot's own rules: what root's FORWARD says of one tenant's packets, in the slot's words.
 
 From the tenant, the slot walks root's whole FORWARD chain as it concerns this tenant, common rules included, so
-that the order of verdicts stays what it was. Three kinds of packet it passes on undecided: those for the host
-(INPUT decides), those for other tenants that its own rules let pass (the other slot decides), and those that a
-rule with a memory shared by all tenants may decide (root does).
+that the order of verdicts stays what it was. Three kinds of packet it passes on undecided, and root decides: those
+for the host, those for other tenants, and those that a rule with a memory shared by all tenants may decide. What the
+chain begins with, if it only drops, is asked of all packets: the first drop is the last word.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from netslot.rulesets.model import Family, Rule
 from netslot.rulesets.proof.arrangement import HOST
 from netslot.rulesets.proof.conditions import depends_on_place, interface_is
 from netslot.rulesets.proof.journey import Attachment
-from netslot.rulesets.proof.places import Pattern
+from netslot.rulesets.proof.places import NOBODY, Pattern
 from netslot.rulesets.proof.tagged import Filed, FiledRuleset, Roles
 from netslot.rulesets.splitting.naming import Naming
 from netslot.rulesets.splitting.plan import CannotSplit, Plan
@@ -25,6 +25,24 @@ from netslot.rulesets.write import rule_text
 OUT, IN = "netslot-out", "netslot-in"
 
 Matches = tuple[m.Match, ...]
+
+
+def is_slots_own(item: Filed, naming: Naming, family: Family, frames: bool) -> bool:
+    """Whether no rule of root's can say it for all tenants: it counts for one, or knows one's address or frames.
+
+    ``frames``: those that reach root are the slot's, not the guest's.
+    """
+    if item.tenant == NOBODY:
+        return False
+    matches = item.rule.matches
+    if any(isinstance(x, m.Opaque) and x.stateful for x in matches):
+        return not isinstance(item.rule.target, t.Log | t.NoTarget)
+    if frames and any(isinstance(x, m.Mac) for x in matches):
+        return True
+    own = {(a.value, a.mask) for a in naming.places.addresses(item.tenant, family)}
+    return any(
+        isinstance(x, m.Address) and x.negated and x.side == "src" and (x.value, x.mask) in own for x in matches
+    )
 
 
 @dataclass
@@ -47,8 +65,10 @@ class SlotWriter:
         self._names = naming.names(tenant, self._family)
         self._link = naming.places.link(tenant)
         self._copied: dict[str, str] = {}
-        self.shared: dict[Matches, Rule] = {}
-        self.refusals: dict[bool, list[tuple[str, Rule, str]]] = {True: [], False: []}  # by outward
+        self.undecided: dict[Matches, None] = {}
+        self.refusals: list[tuple[str, Rule, str]] = []
+        self.checked = False  # what the tenant sends under another's address is dropped first thing
+        self.passing = 0  # rules that a packet is tested against here which root decides about
         self.rules = SlotRules()
 
     def forward(self) -> None:
@@ -85,39 +105,82 @@ class SlotWriter:
 
     def _chain(self, chain: str, name: str, outward: bool, top: bool = False) -> None:
         lines = self.rules.chains.setdefault(name, [])
+        drops = top and outward
+        if top and not outward:
+            lines += self._between_tenants(outward)
+            self.passing += 2 + len(lines)
         items = self._mine("filter", chain, outward)
-        last = max((n for n, item in enumerate(items) if self._own(item, chain)), default=-1) if top else -1
-        if outward and top and last == -1:
-            lines += self._pass_to_tenants()
+        alone = self._last_alone(items) if drops else -1
+        first = next((item.position for item in self._filed.chains["filter", chain] if item.tags), 0)
         for number, item in enumerate(items):
+            if drops and not self._before_all(item, first, number <= alone):
+                drops = False
+                lines += self._between_tenants(outward)
+                self.passing += len(lines)
             try:
                 lines += self._lines(item, chain, outward)
             except CannotSplit as reason:
-                self.refusals[outward].append((chain, item.rule, str(reason)))
-            if outward and number == last:
-                lines += self._pass_to_tenants()
+                if not outward:
+                    self.refusals.append((chain, item.rule, str(reason)))
+                    continue
+                region = self._region(item.rule, str(reason))
+                lines.append(self._text(region, t.Accept()))
+                if not region:
+                    break
+        if drops:
+            lines += self._between_tenants(outward)
+            self.passing += len(lines)
 
-    def _pass_to_tenants(self) -> list[str]:
-        """Let packets to other slots pass. Those to the tenant itself turn round here: both directions decide."""
+    def _before_all(self, item: Filed, first: int, needed: bool) -> bool:
+        """Whether packets between tenants may be asked it here, before root is.
+
+        A drop before which nothing else can have decided, or what stands before a drop that only the slot knows.
+        """
+        if any(isinstance(x, m.Interface) and x.direction == "out" for x in item.rule.matches):
+            return False
+        if not item.tags and item.position > first:
+            return False
+        return needed or isinstance(item.rule.target, t.Drop | t.Reject | t.Log | t.NoTarget)
+
+    def _last_alone(self, items: list[Filed]) -> int:
+        """The place of the last drop that root cannot repeat for all tenants; -1 if there is none."""
+        frames = self._attachment != "process"
+        denials = [isinstance(item.rule.target, t.Drop | t.Reject) for item in items]
+        return max(
+            (
+                n
+                for n, item in enumerate(items)
+                if denials[n] and is_slots_own(item, self._naming, self._family, frames)
+            ),
+            default=-1,
+        )
+
+    def _region(self, rule: Rule, reason: str) -> Matches:
+        """The packets that the rule may be about, in words that mean the same in the slot and in root."""
+        found = tuple(x for x in rule.matches if not self._only_here(x))
+        self.undecided[found] = None
+        self._plan.notes[f"slots leave to root what '{rule.text}' may be about: {reason}"] = None
+        return found
+
+    def _only_here(self, match: m.Match) -> bool:
+        if isinstance(match, m.Interface | m.Opaque) or depends_on_place(match):
+            return True
+        return isinstance(match, m.Address) and (match.value, match.mask) in self._names
+
+    def _between_tenants(self, outward: bool) -> list[str]:
+        """Let packets between tenants pass: root decides. Those to the tenant itself turn round here."""
         pool = self._naming.pool(self._family)
         if pool is None:
             return []
         own = [a for a in self._naming.places.addresses(self._tenant, self._family) if self._attachment != "process"]
-        turning = [self._text((m.Address("dst", a.value, a.mask),), t.Return()) for a in own]
-        return [*turning, rule_text((m.Address("dst", *pool),), t.Accept(), self._family)]
+        turning = [self._text((m.Address("dst", a.value, a.mask),), t.Return()) for a in own] if outward else []
+        side: m.Side = "dst" if outward else "src"
+        return [*turning, rule_text((m.Address(side, *pool),), t.Accept(), self._family)]
 
     def _mine(self, table: str, chain: str, outward: bool) -> list[Filed]:
         here = frozenset((self._tenant,))
         roles: Roles = {"in": here, "src": here} if outward else {"out": here, "dst": here}
         return self._filed.candidates(table, chain, roles)
-
-    def _own(self, item: Filed, chain: str) -> bool:
-        if item.tags or self._filed.chain_owner.get(("filter", chain)) == self._tenant:
-            return True
-        target = item.rule.target
-        if not isinstance(target, t.Jump | t.Goto):
-            return False
-        return any(self._own(inner, target.chain) for inner in self._mine("filter", target.chain, True))
 
     def _lines(self, item: Filed, chain: str, outward: bool) -> list[str]:
         rule = item.rule
@@ -126,25 +189,21 @@ class SlotWriter:
             return []
         stateful = [x for x in matches if isinstance(x, m.Opaque) and x.stateful]
         owned = bool(item.tags) or self._filed.chain_owner.get(("filter", chain)) == self._tenant
-        if stateful and not owned:
-            return self._shared(rule, tuple(x for x in matches if x not in stateful), outward, stateful)
         for match in matches:
-            if depends_on_place(match) and match not in stateful:
+            if match not in stateful and depends_on_place(match) and not self._sees_alike(match, outward):
                 raise CannotSplit(f"'{type(match).__name__}' may answer differently in another namespace")
         target = self._target(rule, outward)
-        return [] if target is None else [self._text(matches, target)]
-
-    def _shared(self, rule: Rule, rest: Matches, outward: bool, stateful: list[m.Opaque]) -> list[str]:
-        """A common rule with a memory. It stays in root; what it may decide is left to root."""
-        if isinstance(rule.target, t.Log | t.NoTarget):
+        if stateful and not owned:
+            if not isinstance(target, t.Log | t.NoTarget):
+                raise CannotSplit("it keeps a count that all tenants share")
             self._plan.notes[
                 f"'{rule.text}' stays in root and only reports; slots hold a copy that counts for itself"
             ] = None
-            return [self._text((*rest, *stateful), rule.target)]
-        if not isinstance(rule.target, t.Accept | t.Drop | t.Reject) or not outward:
-            raise CannotSplit("it keeps a count that all tenants share, and slots cannot know what it decided")
-        self.shared[rest] = rule
-        return [self._text(rest, t.Accept())]
+        return [self._text(matches, target)]
+
+    def _sees_alike(self, match: m.Match, outward: bool) -> bool:
+        """The frame that a guest sends is the same in its slot as it was in root."""
+        return isinstance(match, m.Mac) and outward and self._attachment != "process"
 
     def _target(self, rule: Rule, outward: bool) -> t.Target:
         target = rule.target
@@ -173,18 +232,12 @@ class SlotWriter:
         found: list[m.Match] = []
         for match in rule.matches:
             if isinstance(match, m.Interface):
-                known = self._interface(match, outward)
-                if known is False:
+                if not self._interface(match, outward):
                     return None
-                if known is not True:
-                    found.append(known)
+            elif not outward and self._elsewhere(match):
+                return None
             else:
-                if not outward and self._elsewhere(match):
-                    return None
                 found.append(match)
-        sides = [x for x in found if isinstance(x, m.Address) and x.side == "dst"]
-        if len(sides) > 1:
-            found = self._one_destination(found, sides)
         return tuple(found)
 
     def _elsewhere(self, match: m.Match) -> bool:
@@ -194,7 +247,8 @@ class SlotWriter:
         own = self._naming.places.addresses(self._tenant, self._family)
         return bool(own) and all((a.value ^ match.value) & a.mask & match.mask for a in own)
 
-    def _interface(self, match: m.Interface, outward: bool) -> bool | m.Match:
+    def _interface(self, match: m.Interface, outward: bool) -> bool:
+        """Whether the packets that are still to be decided meet it: from the tenant, or from outside to it."""
         near: m.Direction = "in" if outward else "out"
         if match.direction == near:
             return interface_is(match, self._link) != match.negated
@@ -204,25 +258,7 @@ class SlotWriter:
         spans = [interface_is(match, name) != match.negated for name in places.outside]
         if any(spans) and not all(spans):
             raise CannotSplit("it asks which way out a packet takes, which the slot cannot see")
-        to_tenants = interface_is(match, self._link) != match.negated
-        if all(spans) == to_tenants:
-            return bool(to_tenants)
-        pool = self._naming.pool(self._family)
-        if pool is None:
-            raise CannotSplit("it asks whether a packet goes to a tenant, and tenants have no addresses here")
-        return m.Address("dst", *pool, negated=not to_tenants)
-
-    def _one_destination(self, found: list[m.Match], sides: list[m.Address]) -> list[m.Match]:
-        """A rule holds one ``-d``: drop the pool's where the rule's own says it already."""
-        pool = self._naming.pool(self._family)
-        wide = next((x for x in sides if (x.value, x.mask) == pool), None)
-        own = next((x for x in sides if x is not wide), None)
-        if wide is None or own is None or own.negated:
-            raise CannotSplit("it has two conditions on the destination")
-        apart = bool((own.value ^ wide.value) & own.mask & wide.mask)
-        if apart and wide.negated:
-            return [x for x in found if x is not wide]
-        raise CannotSplit("it asks for an address of the tenants' pool and for the way out")
+        return all(spans)
 
     def _text(self, matches: Matches, target: t.Target) -> str:
         """The rule's text, with the tenant's own addresses as variables."""
@@ -257,7 +293,13 @@ class SlotWriter:
             if any(depends_on_place(x) for x in matches if not isinstance(x, m.Mac)):
                 raise CannotSplit("it asks what only root can answer")
             lines.append(self._text(tuple(matches), rule.target))
+            self.checked = self.checked or self._is_check(matches)
         return lines
+
+    def _is_check(self, matches: list[m.Match]) -> bool:
+        """Whether these are all packets but those under the tenant's own address."""
+        own = self._naming.places.addresses(self._tenant, self._family)
+        return len(own) == 1 and matches == [m.Address("src", own[0].value, own[0].mask, negated=True)]
 
     def render(self) -> str:
         """The template: iptables-save form with variables."""
