@@ -91,6 +91,8 @@ def bare() -> Iterator[Host]:
 
 def _wire(root: Net, outside: Net) -> None:
     far, near = ((mapped(text, 6), text) for text in (OUTSIDE, UPLINK))
+    for net in (root, outside):  # an address that is still being tried answers nobody
+        net.sysctl(ipv6__conf__all__accept_dad=0, ipv6__conf__default__accept_dad=0)
     root.ip(
         f"link add eth0 type veth peer name eth0 netns {outside.name}",
         f"addr add {near[1]}/30 dev eth0",

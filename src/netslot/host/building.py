@@ -27,6 +27,7 @@ Progress = Callable[[str, int, int], None]
 
 _BATCH = 50
 _TOGETHER = 500
+_DYING_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -159,17 +160,25 @@ class _Builder:
 
     def _refuse_foreign_links(self, workshop: Workshop) -> None:
         """Building removes a link that a dying slot left in root; one of that name must not be somebody else's."""
-        own = {one.link: one for each in self.spec.classes.values() for one in (each.residents or {}).values()}
-        for link in rt.links(workshop.root):
-            tag = parse_tag(link.alias)
-            if link.name in own and (tag is None or tag[0] != self.engine.host_id):
+        deadline = time.monotonic() + _DYING_SECONDS
+        while (link := self._residents_link(workshop)) is not None:
+            # A slot whose `up` was killed before the link had its tag goes in a moment, and the link with it.
+            if link.kind != "veth" or link.alias or time.monotonic() > deadline:
                 raise NetslotError(
-                    f"root has a link {link.name} already, which {own[link.name].name}'s slot is to have",
-                    hint=f"ip link del {link.name}, once {own[link.name].name}'s workload no longer needs it",
+                    f"root has a link {link.name} already, which a slot of the roster is to have",
+                    hint=f"ip link del {link.name}, once the tenant's workload no longer needs it",
                 )
+            time.sleep(_DYING_SECONDS / 100)
+        for link in rt.links(workshop.root):
             digits = link.name.removeprefix(self.spec.prefix)
             if digits != link.name and digits.isdecimal() and link.group not in (ROOT_GROUP, DOOMED_GROUP):
                 raise NetslotError(f"root's link {link.name} is not netslot's", hint="use another prefix")
+
+    def _residents_link(self, workshop: Workshop) -> rt.Link | None:
+        """A link of root's that is called as a resident's is to be, and is not this host's."""
+        own = {one.link for each in self.spec.classes.values() for one in (each.residents or {}).values()}
+        tagged = ((link, parse_tag(link.alias)) for link in rt.links(workshop.root) if link.name in own)
+        return next((link for link, tag in tagged if tag is None or tag[0] != self.engine.host_id), None)
 
     def remove_surplus(self, workshop: Workshop) -> None:
         """Free slots that the spec no longer has go; leased ones stay until they are released."""

@@ -240,7 +240,8 @@ class Engine:
         before: dict[str, int] = json.loads(self.ledger.get("spec") or "{}").get("numbers", {})
         # Whoever left the roster while the slot was in use finds it again on coming back.
         kept = {name: number for name, number in before.items() if number in built and name not in spec.by_tenant}
-        return kept | numbered(list(spec.by_tenant), before, built | set(kept.values()))
+        names = sorted(spec.by_tenant, key=lambda name: spec.by_tenant[name][0])
+        return kept | numbered(names, before, built | set(kept.values()))
 
     @property
     def slots_override(self) -> int | None:
