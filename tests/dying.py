@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+import subprocess
 import sys as python
 import threading
 import traceback
 from collections.abc import Callable
 from typing import Any
 
-from netslot.kernel import netlink, sys
+from netslot.kernel import netlink, sys, xtables
 
 _EVENTS = frozenset(("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "subprocess.Popen"))
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -32,8 +33,9 @@ class _Steps:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def install(self) -> None:
-        """Count netlink messages, system calls through libc, the ledger's commits, changed files, processes."""
+        """Count netlink messages, system calls through libc, exchanged tables, commits, changed files, processes."""
         send, check, connect = netlink.Socket._send, sys.check, sqlite3.connect
+        honest_run = subprocess.run
         steps = self
 
         class Connection(sqlite3.Connection):
@@ -56,14 +58,42 @@ class _Steps:
                 self.step()
             return check(result, operation)
 
+        def run(*arguments: Any, **options: Any) -> Any:
+            try:
+                return honest_run(*arguments, **options)
+            finally:
+                if not _reads(arguments[0]):
+                    steps.step()
+
         def audit(event: str, arguments: tuple[Any, ...]) -> None:
+            if event == "subprocess.Popen" and _reads(arguments[1]):
+                return
             if event in _EVENTS or (event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITING):
                 self.step()
 
+        def stepping(call: Callable[..., Any]) -> Callable[..., Any]:
+            def counted(*arguments: Any, **options: Any) -> Any:
+                try:
+                    return call(*arguments, **options)
+                finally:
+                    steps.step()
+
+            return counted
+
+        # Also after what is done by others: a tool that ends, a table that is exchanged, a page on disk.
+        subprocess.run = run
+        xtables.replace = stepping(xtables.replace)
+        xtables.add_counters = stepping(xtables.add_counters)
+        os.fsync = stepping(os.fsync)
         netlink.Socket._send = counted_send  # type: ignore[assignment, method-assign]
         sys.check = counted_check
         sqlite3.connect = lambda *a, **k: connect(*a, **{"factory": Connection, **k})
         python.addaudithook(audit)
+
+
+def _reads(command: Any) -> bool:
+    """Whether a tool only looks."""
+    return str(command[0]).endswith("-save")
 
 
 def _is_dump(data: bytes) -> bool:

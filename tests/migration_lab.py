@@ -90,7 +90,7 @@ def six(text: str) -> str:
 def load(net: Net, text: str, *tool: str) -> None:
     """Feed a text to a tool inside, iptables-legacy-restore unless said."""
     words = tool or ("iptables-legacy-restore",)
-    subprocess.run(["nsenter", f"--net={net.path}", *words], input=text, text=True, check=True)
+    subprocess.run(["nsenter", f"--net=/run/netns/{net.name}", *words], input=text, text=True, check=True)
 
 
 def _mac(number: int, end: int) -> str:

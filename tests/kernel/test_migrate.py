@@ -268,7 +268,7 @@ def test_tenants_without_a_namespace_are_named(host: PlayedHost, files: Files, t
 
 
 def test_a_namespace_can_be_given_as_a_path(host: PlayedHost, files: Files, tmp_path: Path) -> None:
-    homes = {name: home.path for name, home in host.homes.items()}
+    homes = {name: f"/run/netns/{home.name}" for name, home in host.homes.items()}
     assert migration(host, tmp_path).forward(nameless(files), homes, "tap2", quiet) == 1
     migration(host, tmp_path).rollback(quiet)
 

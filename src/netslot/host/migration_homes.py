@@ -6,7 +6,7 @@ holds is read before it is touched, so that nobody's own rules are lost.
 
 from __future__ import annotations
 
-import errno
+import functools
 import hashlib
 import os
 import socket
@@ -73,8 +73,8 @@ class Homes:
         self._worker = netns.Worker(name="netslot-migrate")
         self._root = os.dup(root) if root is not None else netns.open_own()
         self._variant = variant
-        self._empty: dict[tuple[str, str], Image] = self._worker.run(_empty_tables)
-        self._tracking = nftables.cast(_TRACKING, samples=[{}])
+        self._empty = _empty_tables()
+        self._tracking = _tracking()
         self._root_links: dict[str, End] = {}
 
     def close(self) -> None:
@@ -235,7 +235,7 @@ class Homes:
 
     def _untrack_here(self) -> None:
         if f"inet {_TRACK}" in _nft_tables():
-            _delete_nft(_INET, _TRACK)
+            _delete_nft((_INET, _TRACK))
 
     # taking out
 
@@ -268,10 +268,8 @@ class Homes:
         self._untrack_here()
         if self._variant == "nft":
             present = _nft_tables()
-            for word, number in (("ip", 2), ("ip6", 10)):
-                for table in ORDER:
-                    if f"{word} {table}" in present:
-                        _delete_nft(number, table)
+            mine = ((number, word, table) for word, number in (("ip", 2), ("ip6", 10)) for table in ORDER)
+            _delete_nft(*((number, table) for number, word, table in mine if f"{word} {table}" in present))
             return
         for family in xtables.FAMILIES:
             for table in xtables.existing_tables(family):
@@ -307,9 +305,19 @@ def _cookie() -> int:
         return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), "little")
 
 
-def _empty_tables() -> dict[tuple[str, str], Image]:
-    with netns.fresh():
-        return iptables_tool.empty_tables()
+@functools.cache
+def _empty_tables() -> Mapping[tuple[str, str], Image]:
+    def look() -> dict[tuple[str, str], Image]:
+        with netns.fresh():
+            return iptables_tool.empty_tables()
+
+    with netns.Worker() as worker:
+        return worker.run(look)
+
+
+@functools.cache
+def _tracking() -> Die:
+    return nftables.cast(_TRACKING, samples=[{}])
 
 
 def _counters(family: xtables.Family, raw: bytes | bytearray) -> bytes:
@@ -335,14 +343,14 @@ def _nft_tables() -> list[str]:
     return found
 
 
-def _delete_nft(family: int, table: str) -> None:
-    command = nf.Command(nf.DELTABLE, family, 0, netlink.attr_str(_TABLE_NAME, table), f"delete table {table}")
+def _delete_nft(*tables: tuple[int, str]) -> None:
+    """Delete tables, given by family and name, all at once."""
+    commands = [
+        nf.Command(nf.DELTABLE, family, 0, netlink.attr_str(_TABLE_NAME, name), f"delete table {name}")
+        for family, name in tables
+    ]
     with nf.Socket() as sock:
-        try:
-            sock.commit(nf.Batch([command]))
-        except KernelError as error:
-            if error.errno != errno.ENOENT:
-                raise
+        sock.commit(nf.Batch(commands))
 
 
 def _cast(arrangement: Arrangement, kind: str, variant: Variant, values: list[Values]) -> Die:
@@ -380,12 +388,11 @@ _OWN_PACKETS = {
 def _with_own_packets(text: str, family: int) -> str:
     """A template for a namespace that the workload itself is in, with packets let pass that root never forwarded.
 
-    The template says in OUTPUT and INPUT what root's FORWARD said. These see more: what the workload says to itself,
-    and what stays on the link, neighbour discovery above all. That is for the host's INPUT to judge, as before.
+    The template says in OUTPUT and INPUT what root's FORWARD said. These see more: what stays on the link, neighbour
+    discovery above all. That is for the host's INPUT to judge, as before.
     """
-    loopback = ("-A OUTPUT -o lo -j ACCEPT", "-A INPUT -i lo -j ACCEPT")
     before, star, after = text.partition("*filter\n")
     lines = after.splitlines()
     first = next((number for number, line in enumerate(lines) if not line.startswith(":")), len(lines))
-    lines[first:first] = [*loopback, *_OWN_PACKETS[family]] if star else []
+    lines[first:first] = _OWN_PACKETS[family] if star else []
     return "\n".join([before + star.rstrip("\n"), *lines, ""]) if star else text
