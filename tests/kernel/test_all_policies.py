@@ -75,6 +75,7 @@ RULES = """\
 :OUTPUT ACCEPT [0:0]
 -A FORWARD -i ${guest_if} -s ${guest_address} -j ACCEPT
 -A FORWARD -i ${uplink_if} -d ${guest_address} -j ACCEPT
+-A OUTPUT -p udp -m udp --dport 9 -m cgroup --path ${cgroup} -j DROP
 COMMIT
 """
 
@@ -270,3 +271,18 @@ def test_a_lease_binds_all_of_them_and_recycling_undoes_it(host: tuple[Host, lab
     assert "rate 80Mbit" in inside(lease.slot, "tc qdisc show dev up0")
     assert made.verify().drift == []
     server.close()
+
+
+def test_a_rule_matches_the_slots_cgroup_also_after_recycling(host: tuple[Host, lab.Net]) -> None:
+    """Recycling makes the cgroup anew, and the rule must mean the new one."""
+    made, _ = host
+    send = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('198.51.100.7', 9))"
+    command = f'{sys.executable} -c "{send}"'
+    for _ in range(2):
+        lease = made.lease(owner="one")
+        entrance = cgroupfs.unified(f"{PARENT}/{PREFIX}{lease.slot}") / "cgroup.procs"
+        inside(lease.slot, command)
+        refused = inside(lease.slot, f"echo $$ > {entrance}; {command} 2>&1 || true")
+        assert "PermissionError" in refused
+        made.release(owner="one")
+    assert made.verify().drift == []

@@ -20,7 +20,7 @@ from netslot.bench.field import prepare_root
 from netslot.bench.floor import PHASES, Floor
 from netslot.bench.yard import Yard, host_spec, may_make_taps, plan_of
 from netslot.host import links
-from netslot.kernel import netlink, netns
+from netslot.kernel import cgroupfs, netlink, netns
 from netslot.spec.model import HostSpec
 
 NETSLOT = str(Path(sys.executable).with_name("netslot"))
@@ -134,18 +134,20 @@ def _state(spec: HostSpec, number: int) -> links.State:
 
 @pytest.mark.skipif(not may_make_taps(), reason="/dev/net/tun cannot be used")
 def test_every_method_of_provisioning() -> None:
-    plan = provision.Plan(6, chunk=2, script_samples=1, cni_slots=2)
+    plan = provision.Plan(6, provision.METHODS, chunk=2, script_samples=1, cni_slots=2)
     status, result = stage.compute(lambda: provision.measure_provision(plan))
     assert status == 0
     assert result is not None
     runs = {run["method"]: run for run in result["runs"]}
-    assert {"netslot", "floor", "script"} <= runs.keys()
+    assert {"netslot", "floor", "script", "policies"} <= runs.keys()
     for run in runs.values():
         assert run["us_per_slot"] > 0
         assert run["first_500_us"] > 0
         assert run["last_500_us"] > 0
     assert runs["netslot"]["phases"].keys() >= set(PHASES)
-    assert runs["netslot"]["slots"] == runs["floor"]["slots"] == 6
+    assert runs["netslot"]["slots"] == runs["floor"]["slots"] == runs["policies"]["slots"] == 6
+    assert runs["policies"]["phases"]["routes"] > 0
+    assert not list(cgroupfs.ROOT.glob("*/netslot-bench-*"))
     assert runs["script"]["us_per_slot"] > runs["floor"]["us_per_slot"]
 
 

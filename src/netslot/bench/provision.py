@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from netslot.bench import commands, machine, slot_rules
 from netslot.bench.field import prepare_root, quiet_ipv6
 from netslot.bench.floor import Floor
+from netslot.bench.full_slots import FullSlots
 from netslot.bench.statistics import median
 from netslot.bench.yard import host_spec, may_make_taps, plan_of
 from netslot.errors import HostError, UsageError
@@ -19,7 +22,8 @@ from netslot.kernel import netns, sys
 
 Say = Callable[[str], None]
 
-METHODS = ("netslot", "floor", "script", "cni")
+DEFAULT_METHODS = ("netslot", "floor", "script", "cni")
+METHODS = (*DEFAULT_METHODS, "policies")
 _EDGE = 500
 _MEMORY = ("Slab", "Percpu")
 
@@ -33,7 +37,7 @@ class Plan:
     """
 
     slots: int
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[str, ...] = DEFAULT_METHODS
     chunk: int = 50
     script_samples: int = 30
     cni_slots: int = 60
@@ -100,7 +104,7 @@ def measure_provision(plan: Plan, say: Say = lambda _: None) -> dict[str, Any]:
         say(f"waited {waited:.0f} s for the kernel to clean up older namespaces")
     runs: list[_Run] = []
     wanted = set(plan.methods)
-    if wanted & {"netslot", "floor", "script"}:
+    if wanted & {"netslot", "floor", "script", "policies"}:
         runs += _side_by_side(plan, wanted, say)
     if "cni" in wanted:
         runs += _cni(plan, say)
@@ -109,14 +113,19 @@ def measure_provision(plan: Plan, say: Say = lambda _: None) -> dict[str, Any]:
 
 def _side_by_side(plan: Plan, wanted: set[str], say: Say) -> list[_Run]:
     """netslot and the bare loop in turns, each with a root namespace of its own; the script beside netslot's."""
-    with netns.Worker(name="netslot-bench") as first, netns.Worker(name="netslot-floor") as second:
+    with (
+        netns.Worker(name="netslot-bench") as first,
+        netns.Worker(name="netslot-floor") as second,
+        _other_host() as third,
+    ):
         first.run(prepare_root)
         second.run(_other_root)
-        ours = _Ours(plan)
-        bare = _Bare(plan)
+        third.run(quiet_ipv6)
         script = _Script(plan)
-        builders: list[tuple[netns.Worker, _Ours | _Bare]] = [(first, ours)] if "netslot" in wanted else []
-        builders += [(second, bare)] if "floor" in wanted else []
+        builders: list[tuple[netns.Worker, _Ours | _Bare | _Full]] = []
+        builders += [(first, _Ours(plan))] if "netslot" in wanted else []
+        builders += [(second, _Bare(plan))] if "floor" in wanted else []
+        builders += [(third, _Full(plan))] if "policies" in wanted else []
         for worker, builder in builders:
             worker.run(builder.open)
         if "script" in wanted:
@@ -137,9 +146,26 @@ def _side_by_side(plan: Plan, wanted: set[str], say: Say) -> list[_Run]:
 
 
 def _other_root() -> None:
-    """A second root namespace, for the bare loop; the thread does not go back."""
+    """One more root namespace; the thread does not go back."""
     sys.unshare(sys.CLONE_NEWNET)
     quiet_ipv6()
+
+
+@contextlib.contextmanager
+def _other_host() -> Iterator[netns.Worker]:
+    """A worker with a root namespace of its own to call home."""
+
+    def unshared() -> int:
+        sys.unshare(sys.CLONE_NEWNET)
+        return netns.open_own()
+
+    with netns.Worker() as worker:
+        root = worker.run(unshared)
+    try:
+        with netns.Worker(root, name="netslot-full") as worker:
+            yield worker
+    finally:
+        os.close(root)
 
 
 class _Ours:
@@ -161,6 +187,24 @@ class _Ours:
     def close(self) -> None:
         self.run.phases = dict(self._workshop.seconds)
         self._workshop.close()
+
+
+class _Full:
+    """The same with all policies in each slot."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.run = _Run("policies", note="iptables, nf_tables, bpf, cgroup, routes and rates in each slot")
+        self._slots = FullSlots(plan.slots)
+
+    def open(self) -> None:
+        self._slots.open()
+
+    def chunk(self, done: int, size: int) -> None:
+        self.run.build(size, lambda place: self._slots.build(done + place + 1))
+
+    def close(self) -> None:
+        self.run.phases = dict(self._slots.workshop.seconds)
+        self._slots.close()
 
 
 class _Bare:

@@ -103,11 +103,16 @@ def provision_command(
 ) -> None:
     """Time the building of slots: netslot, a bare loop of the same system calls, a script, CNI plugins.
 
+    The method `policies`, slots that have all policies, must be asked for.
+
     \b
     netslot bench provision --slots 400
     netslot bench provision --method netslot --method floor --json
+    netslot bench provision --slots 1000 --method netslot --method policies
     """
-    plan = provision.Plan(slots, methods or provision.METHODS, script_samples=script_samples, cni_slots=cni_slots)
+    plan = provision.Plan(
+        slots, methods or provision.DEFAULT_METHODS, script_samples=script_samples, cni_slots=cni_slots
+    )
     result = measured(context, lambda: provision.measure_provision(plan, say))
     show(context, result, report.provision_table, as_json)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from netslot.errors import SpecError
 from netslot.host import links
 from netslot.host.plan import GUEST, UPLINK, SlotPlan
 from netslot.host.slots import Template, Workshop
-from netslot.kernel import netns
+from netslot.kernel import cgroupfs, netns
 from netslot.kernel.netlink import Request, Socket
 from netslot.policy import bpf, cgroup, iptables, nat, nftables, rates, routes
 from netslot.policy.base import Die, Parameters, Values
@@ -35,7 +37,8 @@ def cast(spec: HostSpec, of: ClassSpec, host_id: str) -> Template:
     at_birth: list[Request] = []
     if of.cgroup is not None:  # rules and programs may name it
         early.append(cgroup.cast(of.cgroup, values=first))
-    early += _rules(of, samples, defaults)
+    with _scratch_cgroups(of, samples) as castable:
+        early += _rules(of, castable, defaults)
     if of.bpf is not None or of.nat.kind == "bpf":
         section = of.bpf or BpfSection()
         stateless, directory = of.nat.kind == "bpf", spec.file.parent
@@ -48,6 +51,22 @@ def cast(spec: HostSpec, of: ClassSpec, host_id: str) -> Template:
         early.append(rates.cast(of.rates, values=first, links=known))
     late = [routes.cast(of.routes, values=first, defaults=defaults, links=known)] if of.routes is not None else []
     return Template(early, late, _learn(sample), at_birth)
+
+
+@contextlib.contextmanager
+def _scratch_cgroups(of: ClassSpec, samples: Sequence[Values]) -> Iterator[Sequence[Values]]:
+    """The samples with cgroups that are there while the block lasts: a rule that names none is refused."""
+    if of.cgroup is None:
+        yield samples
+        return
+    paths = [f"netslot-cast-{os.getpid()}-{threading.get_ident()}-{number}" for number in range(len(samples))]
+    try:
+        for path in paths:
+            cgroupfs.create(path, ())
+        yield [{**values, "cgroup": path} for values, path in zip(samples, paths, strict=True)]
+    finally:
+        for path in paths:
+            cgroupfs.remove(path, ())
 
 
 def _known_links(sample: SlotPlan) -> dict[str, int]:
