@@ -216,8 +216,8 @@ SHAPES: dict[str, list[str]] = {
 
 GROWING = {"snat", "dnat_ip", "dnat_out", "mark_mangle", "connmark", "zone", "classify", "log_own", "set_own"}
 """Rules with a number or name of the tenant's own in them that is no address: root keeps one for each."""
-REFUSED = {"limit_own", "quota", "metadata", "redirect", "notrack"}
-"""A count of one tenant's that lets packets pass to other tenants; packets that root changes before FORWARD."""
+REFUSED = {"limit_own", "quota"}
+"""A count of one tenant that lets packets pass, to other tenants too: no rule of all tenants can say that."""
 
 _HOOKS = {
     "raw": ["PREROUTING", "OUTPUT"],
@@ -254,14 +254,14 @@ def _host(shape: list[str], tenants: int) -> str:
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_host_of_such_rules_splits_and_is_proved(name: str) -> None:
     sizes = []
-    for number in (3, 6):
+    for number in (2, 4):
         dump = parse(_host(SHAPES[name], number))
         tenants = attribute(dump).tenants
         assert len(tenants) == number
         result = split(dump, tenants)
         assert result.refused == []
         sizes.append(result.report["root_rules_after"])
-        if number == 3:
+        if number == 2:
             verdict = prove(dump, survey(dump, tenants), read(result.files), enough=1)
             assert verdict.equivalent == (name not in REFUSED), (verdict.counterexamples, verdict.obstacles)
             assert verdict.equivalent or verdict.counterexamples

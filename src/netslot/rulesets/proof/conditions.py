@@ -119,7 +119,10 @@ def _ct_state(x: m.CtState, flow: Flow, _p: Places) -> Truth:
     if UNTRACKED in plain:
         truth = either(truth, negate(flow.tracked))
     for name in sorted(x.states & {"SNAT", "DNAT"}):
-        truth = either(truth, flow.oracle(("ctstate", name, "in", flow.place), flow.contents()))
+        unknown = flow.oracle(("ctstate", name, "in", flow.place), flow.contents())
+        if name == "DNAT" and flow.place == "root":  # of replies it is not known how their first packet went
+            unknown = either(flow.redirected, both(both(has_connection(flow), equal(flow.reply, 1)), unknown))
+        truth = either(truth, unknown)
     return truth
 
 

@@ -43,6 +43,7 @@ class Flow:
     """``frame`` names the link-layer hop: a question about it (a MAC) is the same only on the same hop.
 
     ``place`` is the namespace: ``root``, or ``slot:NAME``. ``reply``, ``fragment`` are 0 or 1.
+    ``redirected``: its destination was translated on its way here.
     """
 
     family: Family
@@ -64,6 +65,7 @@ class Flow:
     mark: Number = 0
     ctmark: Number = 0
     tracked: Truth = True
+    redirected: Truth = False
     iif: str = ""
     oif: str = ""
     place: str = "root"

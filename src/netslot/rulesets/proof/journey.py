@@ -19,7 +19,7 @@ from netslot.rulesets.proof.conditions import has_connection, needs_translation
 from netslot.rulesets.proof.flow import Flow
 from netslot.rulesets.proof.places import NOBODY, Places
 from netslot.rulesets.proof.tagged import ANYBODY, FiledRuleset, Roles
-from netslot.rulesets.proof.terms import Number, Truth, both, choose, either, negate
+from netslot.rulesets.proof.terms import Number, Truth, any_of, both, choose, either, equal, negate
 from netslot.rulesets.proof.walker import Chooser, Ledger, Walker
 
 Attachment = Literal["tap", "veth", "process"]
@@ -35,6 +35,7 @@ class Way:
     ``entry``: the interface of root that it comes in by, '' when the host makes it. ``exit``: the one it leaves
     by if it is neither for a tenant nor for the host. For a symbolic packet the others are said too: ``sender``
     and ``receiver`` (tenants or NOBODY), ``source`` (whose address it carries), ``local`` (it is for the host).
+    ``as_ruled``: destinations of open connections were translated as the rules say now.
     """
 
     entry: str
@@ -45,6 +46,7 @@ class Way:
     local: bool = False
     dst_translated: bool = False
     src_translated: bool = False
+    as_ruled: bool = False
 
 
 @dataclass(frozen=True)
@@ -219,6 +221,8 @@ class Journey:
     def _translate(self, walk: Walker, hook: str, flow: Flow, result: Result, what: Literal["src", "dst"]) -> None:
         """The nat table's hook for the first packet of a connection; what that decided for later ones."""
         ledger, first = self._ledger, needs_translation(flow)
+        if what == "dst" and self._way.as_ruled:
+            first = either(first, both(has_connection(flow), equal(flow.reply, 0)))
         before = ledger.alive
         ledger.alive = both(before, first)
         actions = walk.hook("nat", hook, flow, self._roles(flow, routed=hook not in ("PREROUTING",)))
@@ -236,6 +240,8 @@ class Journey:
             address = choose(when, new_address, address, flow.width)
             port = choose(when, new_port, port, 16)
         if what == "dst":
+            flow.redirected = either(flow.redirected, both(has_connection(flow), negate(equal(address, old[0]))))
+            flow.redirected = either(flow.redirected, any_of(when for when, _, _ in actions))
             flow.dst, flow.dport = address, port
         else:
             flow.src, flow.sport = address, port

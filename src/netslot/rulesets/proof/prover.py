@@ -85,9 +85,12 @@ def prove(dump: Dump, places: Places, arrangement: Arrangement, enough: int = 5)
     if families and families[0].after.places.groups:
         verdict.assumptions.append("no link of the host but the slots' is in a slots' group (migrate sets these)")
     verdict.assumptions += [
+        "a connection that is open goes to the destination that the rules say now",
         "between two tenants a denial is a denial, whether it is answered or silent",
         "what REJECT answers may come from another address than before: that of the namespace which refuses",
     ]
+    if any(member.kind for member in arrangement.members):
+        verdict.assumptions.append("what a tenant sends to its own address its slot may turn round, without root")
     if arrangement.asks_for_hosts:
         verdict.assumptions.append("slots are told every address of the host's (the templates ask for them)")
     for family in places.guessed & {sides.family for sides in families}:
@@ -260,6 +263,8 @@ class _Prover:
                 return
             solver.add(self._other_than(flow, packet))
         pair = way.sender != NOBODY and way.receiver != NOBODY
+        if pair and way.sender == way.receiver:
+            return  # taken for granted, and said so
         why = "the answer depends on whose rules stand first" if pair else "tenants' rules overlap"
         self._obstacle(f"{why}, and the model's packets are not those of the whole ruleset", way)
 
@@ -282,15 +287,18 @@ class _Prover:
     def _translatable(self, way: Way) -> Way:
         """Whether tracked connections on this way can have translated addresses: only if some rule can do it."""
         entering, leaving = self._nat_rules(way, "PREROUTING"), self._nat_rules(way, "POSTROUTING")
-        return replace(way, dst_translated=entering, src_translated=leaving)
+        return replace(way, dst_translated=entering, src_translated=leaving, as_ruled=True)
 
     def _nat_rules(self, way: Way, hook: str) -> bool:
-        """Rules that translate this direction, or, for replies, the other direction of the same connection."""
+        """Rules that translate this direction, or, for replies, the other direction of the same connection.
+
+        The destinations that rules translate are known (``as_ruled``): then only replies are asked for.
+        """
         links = {way.entry, self._leaves_by(way)}
         if not links & set(self._places.link_owner):
             return True
         for side in self._both():
-            for chain in ("PREROUTING", "POSTROUTING"):
+            for chain in ("POSTROUTING",) if hook == "PREROUTING" else ("PREROUTING", "POSTROUTING"):
                 for item in side.root.chains.get(("nat", chain), ()):
                     if self._touches(item, way, chain, hook):
                         return True

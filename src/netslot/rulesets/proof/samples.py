@@ -54,12 +54,19 @@ def samples(filed: FiledRuleset, places: Places, players: Sequence[int], count: 
     return list(found.values())
 
 
+def can_be_sent(sample: Sample, filed: FiledRuleset, places: Places, players: Sequence[int]) -> bool:
+    """Whether a replay with these tenants can send it, and a kernel would see it in the state that it names."""
+    maker = _Maker(filed, places, players, random.Random(0))
+    v = maker.finished(sample.entry, sample.values).values
+    return sample.entry in maker.entries and v == sample.values and maker.can_be_sent(sample)
+
+
 class _Maker:
     def __init__(self, filed: FiledRuleset, places: Places, players: Sequence[int], dice: random.Random) -> None:
         self._filed, self._places, self._players, self._dice = filed, places, players, dice
         self._family: Family = filed.ruleset.family
         self._links = [places.link(tenant) for tenant in players if places.link(tenant)]
-        self._entries = [*self._links, *places.outside, ""]
+        self.entries = [*self._links, *places.outside, ""]
         self._own = {places.link(t): [a.value for a in places.addresses(t, self._family)] for t in players}
         self._own |= {"": list(places.hosts[self._family])}
         self._ones = ALL_ONES[self._family]
@@ -99,14 +106,14 @@ class _Maker:
             yield self._random()
 
     def _random(self) -> Sample:
-        entry = self._dice.choice(self._entries)
+        entry = self._dice.choice(self.entries)
         values = self._blank(entry)
         values["dst"] = self._dice.choice([*self._known, self._stranger()])
         values["dport"] = self._dice.choice([*self._ports, self._dice.randrange(1, 65536)])
         if self._dice.random() < 0.2:
             values |= {"ttl": self._dice.choice((8, 63, 128, 255)), "dscp": self._dice.randrange(64)}
             values["length"] = self._dice.randrange(80, 1200)
-        return self._finished(entry, values)
+        return self.finished(entry, values)
 
     def _stranger(self) -> int:
         """An address of the documentation ranges."""
@@ -137,7 +144,7 @@ class _Maker:
             "fragment": 0,
         }
 
-    def _finished(self, entry: str, values: Mapping[str, int]) -> Sample:
+    def finished(self, entry: str, values: Mapping[str, int]) -> Sample:
         """With what the protocol and the state of the connection ask for."""
         v, family = dict(values), self._family
         icmp = ICMP[family]
@@ -170,7 +177,7 @@ class _Maker:
         """Packets that the rule's conditions accept, and some that one of them just does not."""
         entries = [
             name
-            for name in self._entries
+            for name in self.entries
             if all(
                 interface_is(x, name) != x.negated
                 for x in rule.matches
@@ -193,10 +200,10 @@ class _Maker:
                 base["dst"] = self._dice.choice(towards) if towards else self._stranger()
             for match in rule.matches:
                 self._meet(match, base)
-            yield self._finished(entry, dict(base))
+            yield self.finished(entry, dict(base))
             for match in rule.matches:
                 for field, value in self._beside(match):
-                    yield self._finished(entry, base | {field: value})
+                    yield self.finished(entry, base | {field: value})
 
     def _of_state(self, match: m.CtState) -> dict[str, int]:
         """A state that the condition asks for, or one that it does not."""
@@ -304,4 +311,4 @@ def _unicast(address: int, family: Family) -> bool:
     if family == 6:
         return address >> 125 == 1
     first = address >> 24
-    return first not in (0, 127) and first < 224 and address & 0xFF not in (0, 255)
+    return first not in (0, 127) and first < 224

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from netslot.rulesets import matches as m
 from netslot.rulesets import targets as t
 from netslot.rulesets.model import Rule
 from netslot.rulesets.proof.places import Places
-from netslot.rulesets.proof.tagged import Filed
+from netslot.rulesets.proof.tagged import Filed, FiledRuleset
 
 
 def can_be_mapped(rule: Rule, places: Places, ones: int) -> bool:
@@ -63,3 +65,35 @@ def mappable(items: list[Filed], places: Places, ones: int) -> tuple[list[Filed]
     if segments == {common}:
         return fitting, False
     return [], True
+
+
+_REWRITES = (t.Dnat, t.Redirect, t.Netmap, t.Notrack, t.CtTarget)
+_MANY = 8
+
+
+def rewritten(filed: FiledRuleset, links: Callable[[str], bool]) -> list[tuple[m.Match, ...]]:
+    """What root changes of tenants' packets before FORWARD sees them: for each kind, which packets that are.
+
+    ``links``: whether an interface is a tenant's. Where there would be many kinds, one that says less.
+    """
+    found: dict[tuple[m.Match, ...], None] = {}
+    for (table, chain), items in filed.chains.items():
+        if table not in ("raw", "mangle", "nat") or (
+            chain != "PREROUTING" and filed.policy(table, chain) is not None
+        ):
+            continue
+        for item in items:
+            if isinstance(item.rule.target, _REWRITES) and _may_be_tenants(item.rule, links):
+                region = tuple(x for x in item.rule.matches if isinstance(x, m.Address | m.Protocol | m.Ports))
+                found[tuple(x for x in region if not (isinstance(x, m.Address) and x.side == "src"))] = None
+    if len(found) > _MANY:
+        found = {tuple(x for x in region if isinstance(x, m.Protocol)): None for region in found}
+    return list(found)
+
+
+def _may_be_tenants(rule: Rule, links: Callable[[str], bool]) -> bool:
+    return all(
+        x.negated or x.wildcard or x.direction == "out" or links(x.name)
+        for x in rule.matches
+        if isinstance(x, m.Interface)
+    )

@@ -261,6 +261,8 @@ class RootWriter:
         found: list[Text] = [((self._naming.link("out"),), t.Return())]
         found += [((m.Address("dst", *pool),), t.Return()) for pool in self._naming.places.pools(self._family)]
         found += [(region, t.Return()) for region in self._undecided]
+        if self._undecided:
+            found.append(((m.CtState("conntrack", frozenset(("DNAT",))),), t.Return()))
         found += [((m.Interface("out", name),), t.Accept()) for name in self._naming.places.outside]
         return found
 

@@ -1,13 +1,15 @@
 """The slot's own rules: what root's FORWARD says of one tenant's packets, in the slot's words.
 
 From the tenant, the slot walks root's whole FORWARD chain as it concerns this tenant, common rules included, so
-that the order of verdicts stays what it was. Three kinds of packet it passes on undecided, and root decides: those
-for the host, those for other tenants, and those that a rule with a memory shared by all tenants may decide. What the
-chain begins with, if it only drops, is asked of all packets: the first drop is the last word.
+that the order of verdicts stays what it was. Some kinds of packet it passes on undecided, and root decides: those for
+the host, those for other tenants, those that root changes before its FORWARD sees them, and those that a rule with a
+memory shared by all tenants may decide. What the chain begins with, if it only drops, is asked of all packets: the
+first drop is the last word.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from netslot.rulesets import matches as m
@@ -20,9 +22,11 @@ from netslot.rulesets.proof.places import NOBODY, Pattern
 from netslot.rulesets.proof.tagged import Filed, FiledRuleset, Roles
 from netslot.rulesets.splitting.naming import Naming
 from netslot.rulesets.splitting.plan import CannotSplit, Plan
+from netslot.rulesets.splitting.publishing import rewritten
 from netslot.rulesets.write import rule_text
 
 OUT, IN = "netslot-out", "netslot-in"
+_RAW = ("raw", "PREROUTING")
 
 Matches = tuple[m.Match, ...]
 
@@ -65,7 +69,8 @@ class SlotWriter:
         self._names = naming.names(tenant, self._family)
         self._link = naming.places.link(tenant)
         self._copied: dict[str, str] = {}
-        self.undecided: dict[Matches, None] = {}
+        self._changed = rewritten(filed, naming.places.link_owner.__contains__)
+        self.undecided: dict[Matches, None] = dict.fromkeys(self._changed)
         self.refusals: list[tuple[str, Rule, str]] = []
         self.checked = False  # what the tenant sends under another's address is dropped first thing
         self.passing = 0  # rules that a packet is tested against here which root decides about
@@ -112,8 +117,13 @@ class SlotWriter:
         items = self._mine("filter", chain, outward)
         alone = self._last_alone(items) if drops else -1
         first = next((item.position for item in self._filed.chains["filter", chain] if item.tags), 0)
+        changed = self._changed if top and outward else []
         for number, item in enumerate(items):
-            if drops and not self._before_all(item, first, number <= alone):
+            early = drops and self._before_all(item, first, number <= alone)
+            if changed and not (early and self._as_root_sees(item.rule)):
+                lines += [self._text(region, t.Accept()) for region in changed]
+                changed = []
+            if drops and not early:
                 drops = False
                 lines += self._between_tenants(outward)
                 self.passing += len(lines)
@@ -127,9 +137,20 @@ class SlotWriter:
                 lines.append(self._text(region, t.Accept()))
                 if not region:
                     break
+        lines += [self._text(region, t.Accept()) for region in changed]
         if drops:
             lines += self._between_tenants(outward)
             self.passing += len(lines)
+
+    def _as_root_sees(self, rule: Rule) -> bool:
+        """Whether the rule asks for nothing that root changes before its FORWARD: where a packet goes, its state."""
+        untracked = any(isinstance(item.rule.target, t.Notrack) for item in self._filed.chains.get(_RAW, ()))
+        return not any(
+            isinstance(x, m.Ports)
+            or (isinstance(x, m.Address) and x.side == "dst")
+            or (isinstance(x, m.CtState) and untracked)
+            for x in rule.matches
+        )
 
     def _before_all(self, item: Filed, first: int, needed: bool) -> bool:
         """Whether packets between tenants may be asked it here, before root is.
@@ -296,10 +317,10 @@ class SlotWriter:
             self.checked = self.checked or self._is_check(matches)
         return lines
 
-    def _is_check(self, matches: list[m.Match]) -> bool:
+    def _is_check(self, matches: Sequence[m.Match]) -> bool:
         """Whether these are all packets but those under the tenant's own address."""
         own = self._naming.places.addresses(self._tenant, self._family)
-        return len(own) == 1 and matches == [m.Address("src", own[0].value, own[0].mask, negated=True)]
+        return len(own) == 1 and list(matches) == [m.Address("src", own[0].value, own[0].mask, negated=True)]
 
     def render(self) -> str:
         """The template: iptables-save form with variables."""

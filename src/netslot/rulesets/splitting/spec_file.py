@@ -13,11 +13,11 @@ from typing import Any
 from netslot.rulesets.model import Dump, Family
 from netslot.rulesets.proof.arrangement import HOST, MANIFEST, PUBLISH, ROOT
 from netslot.rulesets.proof.places import Places
+from netslot.rulesets.proof.spec_says import SPEC
 from netslot.rulesets.splitting.plan import Plan
 from netslot.rulesets.tenants import Tenant
 from netslot.rulesets.values import ALL_ONES, address_text, network_text, prefix_length
 
-SPEC = "netslot.toml"
 _PREFIXES = ("slot", "moved", "guest", "place")
 _FAMILIES: Mapping[Family, str] = {4: "ipv4", 6: "ipv6"}
 _PUBLISHED: Mapping[Family, str] = {4: "nft", 6: "nft6"}
