@@ -44,7 +44,7 @@ def prove(
     Exit status 3 when it does not, with a packet that shows it, or when it cannot be proved, with the reason.
     """
     try:
-        from netslot.rulesets.proof import arrangement, places, prover
+        from netslot.rulesets.proof import arrangement, places, prover, spec_says
     except ModuleNotFoundError as error:
         raise HostError("the prover needs z3", hint="pip install 'netslot[prove]'") from error
     gc.disable()  # the model is built once and kept
@@ -55,6 +55,7 @@ def prove(
         files = read_directory(Path(directory))
         after = arrangement.read(files)
         verdict = prover.prove(dump, world, after)
+        verdict.obstacles += spec_says.differences(files, after)
     finally:
         gc.enable()
     replayed = _replay(dump, world, after, files, replay) if replay else {}

@@ -56,6 +56,7 @@ def addresses(problems: Problems, section: AddressesSection, *, needed: bool) ->
         pool = parsed("pool", ipaddress.IPv4Network, _POOL, "an IPv4 network such as 10.201.0.0/16")
     elif needed:
         problems.add(("addresses",), "'pool' is missing", hint="an IPv4 network such as 10.201.0.0/16")
+        pool = _POOL
     guest = parsed("guest", ipaddress.IPv4Interface, ipaddress.IPv4Interface("172.16.0.2/30"), "ADDRESS/LENGTH")
     gateway = parsed("gateway", ipaddress.IPv4Address, guest.ip, "an IPv4 address")
     pool6 = None

@@ -71,8 +71,9 @@ def parse(
     roster = rosters.read(path, document.roster, files or {}, problems) if document.roster else None
     classes = _classes(raw, document, problems, has_roster=roster is not None)
     problems.raise_any()
-    builder = _Builder(path, document, problems, files or {})
-    spec = builder.build(classes, rosters.by_class(roster, classes, numbers or {}, problems))
+    residents = rosters.by_class(roster, classes, numbers or {}, problems)
+    problems.raise_any()
+    spec = _Builder(path, document, problems, files or {}).build(classes, residents)
     problems.raise_any()
     return spec
 
