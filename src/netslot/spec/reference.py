@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from netslot.spec import document, policies, variables
+from netslot.spec import document, policies, roster, variables
 from netslot.spec.convert import field_docs
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -24,12 +24,18 @@ def schema() -> dict[str, Any]:
     structs = {kind.__name__: kind for kind in _structs()}
     made = msgspec.json.schema(document.Document)
     for name, definition in made["$defs"].items():
-        texts = field_docs(structs[name])
-        definition["description"] = _plain(definition.get("description", ""))
-        for field in msgspec.structs.fields(structs[name]):
-            if text := texts.get(field.name):
-                definition["properties"][field.encode_name]["description"] = _plain(text)
+        _describe(definition, structs[name])
     return {"$schema": _DIALECT, "title": "netslot.toml", **made}
+
+
+def _describe(definition: dict[str, Any], kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """The definition with the texts of the struct's source."""
+    texts = field_docs(kind)
+    definition["description"] = _plain(definition.get("description", ""))
+    for field in msgspec.structs.fields(kind):
+        if text := texts.get(field.name):
+            definition["properties"][field.encode_name]["description"] = _plain(text)
+    return definition
 
 
 def _structs() -> list[type[msgspec.Struct]]:
@@ -58,21 +64,24 @@ def keys_page() -> str:
         "[JSON schema](netslot.schema.json). A key without a default must be there.\n"
     ]
     definitions = schema()["$defs"]
-    for name in (kind.__name__ for kind in _structs()):
-        definition = definitions[name]
-        required = definition.get("required", [])
-        title, _, text = definition["description"].partition(": ")
-        if not title.startswith("`"):
-            title, text = "At the top", definition["description"]
-        rows = [
-            f"| `{key}` | {_type(value)} | {'' if key in required else _default(value)} "
-            f"| {value.get('description', '').translate(_ESCAPES)} |"
-            for key, value in definition["properties"].items()
-        ]
-        text = text[:1].upper() + text[1:]
-        parts.append(f"\n## {title}\n{text}\n\n| key | type | default | meaning |\n| --- | --- | --- | --- |\n")
-        parts.append("\n".join(rows) + "\n")
-    return "".join(parts)
+    parts += [_section(definitions[kind.__name__]) for kind in _structs()]
+    of_roster = msgspec.json.schema(roster.ResidentSection)["$defs"]["ResidentSection"]
+    return "".join([*parts, _section(_describe(of_roster, roster.ResidentSection))])
+
+
+def _section(definition: dict[str, Any]) -> str:
+    required = definition.get("required", [])
+    title, _, text = definition["description"].partition(": ")
+    if not title.startswith("`"):
+        title, text = "At the top", definition["description"]
+    rows = [
+        f"| `{key}` | {_type(value)} | {'' if key in required else _default(value)} "
+        f"| {value.get('description', '').translate(_ESCAPES)} |"
+        for key, value in definition["properties"].items()
+    ]
+    text = text[:1].upper() + text[1:]
+    head = f"\n## {title}\n{text}\n\n| key | type | default | meaning |\n| --- | --- | --- | --- |\n"
+    return head + "\n".join(rows) + "\n"
 
 
 def _type(value: dict[str, Any]) -> str:

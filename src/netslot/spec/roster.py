@@ -27,7 +27,7 @@ _WORDS = ("address", "gateway")
 
 
 class ResidentSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"class_name": "class"}):
-    """``tenants``, in the roster: one tenant and its slot."""
+    """``[[tenants]]`` of a roster: One tenant and its slot."""
 
     name: Annotated[str, Meta(min_length=1, max_length=200)]
     """What the tenant is called; only an owner of this name gets the slot."""
