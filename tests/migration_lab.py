@@ -319,12 +319,12 @@ class Traffic:
     ``denied`` datagrams and ``knocks`` (connections) must not. Everything is tried in every sweep.
     """
 
-    def __init__(self, host: PlayedHost, directory: Path) -> None:
-        self.plan = _plan(host)
-        plan = directory / "traffic.json"
-        plan.write_text(json.dumps(self.plan))
+    def __init__(self, directory: Path, plan: Plan) -> None:
+        self.plan = plan
+        path = directory / "traffic.json"
+        path.write_text(json.dumps(plan))
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("migration_traffic.py")), str(plan)],
+            [sys.executable, str(Path(__file__).with_name("migration_traffic.py")), str(path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -345,6 +345,15 @@ class Traffic:
         self._process.communicate()
 
 
+Plan = dict[str, dict[str, dict[str, Any]]]
+
+
+def entry(near: str, to: str, port: int, far: str, answer: str = "", answer_port: int = 0) -> dict[str, Any]:
+    """One thing to try: from namespace ``near`` to an address, where namespace ``far`` has it as ``answer``."""
+    where = {"near": near, "address": to, "port": port}
+    return {**where, "far": far, "answer": answer or to, "answer_port": answer_port or port}
+
+
 @dataclass
 class Seen:
     """As migration_traffic.py says."""
@@ -359,10 +368,9 @@ class Seen:
         return sum(begin <= one and other <= end for one, other in pairwise(self.sweeps))
 
 
-def _plan(host: PlayedHost) -> dict[str, dict[str, dict[str, Any]]]:
-    plan: dict[str, dict[str, dict[str, Any]]] = {
-        kind: {} for kind in ("lines", "calls", "questions", "denied", "knocks")
-    }
+def plan_of(host: PlayedHost) -> Plan:
+    """What all tenants of the host try."""
+    plan: Plan = {kind: {} for kind in ("lines", "calls", "questions", "denied", "knocks")}
     for f in host.families:
         host.outside.ip(f"route replace {address('10.64.0.0', f)}/{_length(12, f)} via {address(UPLINK, f)}")
         for number, one in enumerate(host.tenants()):
@@ -384,10 +392,6 @@ def _tenants_plan(
     own, gateway, uplink = (address(each, f) for each in (one.address, one.gateway, UPLINK))
     place = 20 * one.klass
     server = address(f"203.0.113.{place}", f)
-
-    def entry(near: str, to: str, port: int, far: str, answer: str = "", answer_port: int = 0) -> dict[str, Any]:
-        where = {"near": near, "address": to, "port": port}
-        return {**where, "far": far, "answer": answer or to, "answer_port": answer_port or port}
 
     outward = entry(guest, server, 1000 + place, out)
     inward = entry(out, own, 8080 + one.klass, guest)

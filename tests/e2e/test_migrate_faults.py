@@ -181,7 +181,7 @@ def test_killed_at_any_moment(tmp_path: Path, seed: int) -> None:
 
 def test_a_torn_line_of_the_journal_has_not_been_written(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal")
-    journal.write({"step": "begin", "variant": "nft", "digest": "d"})
+    journal.write({"step": "begin", "variant": "nft", "digest": "d", "sets": []})
     whole = journal.path.read_bytes()
     slot = {"step": "slot", "tenant": "a", "netns": "n", "cookie": 7, "link": "tap0", "counters": {}}
     journal.write(slot, {"step": "stamped", "tenant": "a", "print": "p"}, {"step": "root"})

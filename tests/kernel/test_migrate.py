@@ -17,10 +17,12 @@ from lab import Net
 from migration_lab import (
     PlayedHost,
     Traffic,
+    address,
     dump_of,
     hush,
     load,
     people,
+    plan_of,
     played_host,
     prove_host,
     same_bytes,
@@ -109,7 +111,7 @@ def test_no_connection_is_lost_and_nothing_denied_gets_through(
     with played_host(tenants, families=(4, 6), attachment=attachment, variant=variant) as host:
         files = split_host(host).files
         assert prove_host(host, files).equivalent
-        with Traffic(host, tmp_path) as traffic:
+        with Traffic(tmp_path, plan_of(host)) as traffic:
             times = [time.monotonic()]
             assert migration(host, tmp_path).forward(files, {}, None, quiet) == tenants
             times.append(time.monotonic())
@@ -128,13 +130,13 @@ def test_no_connection_is_lost_and_nothing_denied_gets_through(
 def test_the_traffic_notices(tmp_path: Path) -> None:
     """Without rules everything denied gets through; without the slots' accepts nothing allowed does."""
     with played_host(3) as host:
-        with Traffic(host, tmp_path) as traffic:
+        with Traffic(tmp_path, plan_of(host)) as traffic:
             load(host.root, "*raw\nCOMMIT\n*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\nCOMMIT\n")
             time.sleep(LONG)
             seen = traffic.end()
         assert set(seen.breaches) == set(traffic.plan["denied"]) | set(traffic.plan["knocks"])
         assert not seen.lost and not seen.refused
-    with played_host(3) as host, Traffic(host, tmp_path) as traffic:
+    with played_host(3) as host, Traffic(tmp_path, plan_of(host)) as traffic:
         for home in host.homes.values():
             load(home, "*filter\n:INPUT DROP [0:0]\n:OUTPUT DROP [0:0]\nCOMMIT\n")
         time.sleep(LONG)
@@ -204,7 +206,7 @@ def test_one_tenant_first_and_then_the_others(host: PlayedHost, files: Files, tm
     with pytest.raises(RefusedError, match="has been migrated"):
         migration(host, tmp_path).forward(files, {}, None, quiet)
     migration(host, tmp_path).rollback(quiet)
-    with pytest.raises(RefusedError, match="no tenant tap99"):
+    with pytest.raises(RefusedError, match="no tenant tap99 with a slot"):
         migration(host, tmp_path).forward(files, {}, "tap99", quiet)
     with pytest.raises(RefusedError, match="nothing has been migrated"):
         migration(host, tmp_path).rollback(quiet)
@@ -318,6 +320,29 @@ def test_rules_that_appear_between_two_runs_are_not_touched(host: PlayedHost, fi
     assert any("tap1" in text and "replaced-by-rollback" in text for text in heard)
     kept = "".join(path.read_text() for path in tmp_path.glob("replaced-by-rollback.*"))
     assert "-A OUTPUT -p tcp -m tcp --dport 9 -j DROP" in kept
+
+
+def test_rules_that_ask_for_the_group_of_a_link_stand_in_the_way(tmp_path: Path) -> None:
+    with played_host(2) as host:
+        host.root.sh("iptables-legacy -I INPUT -m devgroup --src-group 7 -j DROP")
+        files = split_host(host).files
+        with pytest.raises(RefusedError, match="--src-group 0x7"):
+            migration(host, tmp_path).forward(files, {}, None, quiet)
+
+
+def test_neighbours_are_found_in_the_slot_as_before(host: PlayedHost, files: Files, tmp_path: Path) -> None:
+    """Also by a tenant whose rules end with a drop: discovery is between it and the host."""
+    home, root = host.homes["tap3"], host.root
+    gateway = address(next(one.gateway for one in host.tenants() if one.name == "tap3"), 6)
+    migration(host, tmp_path).forward(files, {}, None, quiet)
+    try:
+        assert "-A netslot-out -j DROP" in host.save(6, home).replace("[0:0] ", "")
+        for net, link in ((home, "eth0"), (root, "tap3")):
+            net.sh(f"ip -6 neigh flush dev {link}")
+        home.sh(f"ping -c 1 -W 2 {gateway} || true")
+        assert "lladdr" in home.sh(f"ip -6 neigh show {gateway}")
+    finally:
+        migration(host, tmp_path).rollback(quiet)
 
 
 def test_a_namespace_that_goes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

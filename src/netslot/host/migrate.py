@@ -13,7 +13,7 @@ import hashlib
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -23,7 +23,9 @@ from netslot.host.migration_homes import Found, Homes
 from netslot.host.migration_journal import Journal, State, locked, put
 from netslot.host.migration_root import FAMILIES, Exchange, prepare
 from netslot.kernel import connections, netns
+from netslot.rulesets.ipsets import SETS
 from netslot.rulesets.proof.arrangement import Arrangement, Member, read
+from netslot.rulesets.split import BEFORE
 
 Say = Callable[[str], None]
 _SHOWN = 4
@@ -79,8 +81,8 @@ class Migration:
         """
         arrangement = read(files)
         members = [member for member in arrangement.members if only in (None, member.name)]
-        if not members:
-            raise RefusedError(f"there is no tenant {only} in the directory")
+        if not members and only is not None:
+            raise RefusedError(f"there is no tenant {only} with a slot in the directory")
         with self._begun() as run:
             return run.forward(files, arrangement, members, homes, only is None, say)
 
@@ -119,6 +121,8 @@ class _Run:
             prepare(self.directory, self.homes, self.journal.variant, files)
         else:
             self.exchange.check_old_or_new()
+        hosts = {family: self.homes.addresses(family) for family in FAMILIES} if arrangement.asks_for_hosts else {}
+        arrangement = replace(arrangement, hosts=hosts)
         found = [self.homes.look(arrangement, member, places[member.name]) for member in members]
         changed = self._slots(files, arrangement, found)
         say(f"{changed} namespaces have their rules now")
@@ -149,7 +153,7 @@ class _Run:
             for one in found
             if not (one.member.name in begun and self.homes.holds_already(one, dies[one.member.kind]))
         ]
-        links = {one.member.link: one.member.group for one in found if one.member.group}
+        links = _links(files, found)
         self._note(files, todo, links)
         self.homes.set_groups(links)
         for one in todo:
@@ -179,7 +183,9 @@ class _Run:
         """Into the journal, before it is done: which namespaces and links will be changed, and what they hold."""
         lines: list[dict[str, object]] = [{"step": "slots"}]
         if self.journal.state == "none":
-            lines[0] = {"step": "begin", "variant": self.journal.variant, "digest": _digest(files)}
+            sets = [name for file in SETS.values() for name in tables.set_names(files.get(file, ""))]
+            about = {"variant": self.journal.variant, "digest": _digest(files), "sets": sets}
+            lines[0] = {"step": "begin", **about}
         groups = self.homes.groups()
         lines += [{"step": "group", "link": link, "was": groups[link]} for link in links.keys() - self.journal.links]
         for one in todo:
@@ -279,6 +285,19 @@ def _places(arrangement: Arrangement, members: list[Member], homes: Mapping[str,
             f"{guest[arrangement.attachment]}; the workload has to be attached there",
         )
     return found
+
+
+def _links(files: Mapping[str, str], found: list[Found]) -> dict[str, int]:
+    """The groups that root's new rules know links by. RefusedError when old rules ask for groups too."""
+    links = {one.member.link: one.member.group for one in found if one.member.group}
+    old = (line for name in BEFORE.values() for line in files.get(name, "").splitlines())
+    asking = next((line for line in old if " -m devgroup " in line), None)
+    if links and asking is not None:
+        raise RefusedError(
+            f"links are given groups for the new rules, and a rule of root asks for a group: {asking}",
+            hint="write that rule with the names of links, then split again",
+        )
+    return links
 
 
 def _nobodys(found: Iterator[Found]) -> None:

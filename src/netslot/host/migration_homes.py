@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -26,7 +27,8 @@ from netslot.kernel.pairs import End
 from netslot.policy import iptables, iptables_image, iptables_tool, iptables_words, nftables
 from netslot.policy.base import Die, Values
 from netslot.policy.iptables_image import Image
-from netslot.rulesets.proof.arrangement import Arrangement, Member
+from netslot.rulesets.model import Family
+from netslot.rulesets.proof.arrangement import Arrangement, Member, with_hosts
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -34,6 +36,7 @@ T = TypeVar("T")
 _TRACK = "netslot-track"
 _TRACKING = f"table inet {_TRACK} {{\n\tchain track {{\n\t\tct state established\n\t}}\n}}\n"
 _INET = 1
+_SIZES: Mapping[Family, int] = {4: 4, 6: 16}
 _TABLE_NAME = 1  # NFTA_TABLE_NAME
 _SO_NETNS_COOKIE = 71
 _SAMPLES = 4
@@ -97,6 +100,16 @@ class Homes:
             yield fd
         finally:
             os.close(fd)
+
+    def addresses(self, family: Family) -> tuple[int, ...]:
+        """What root is called: its own addresses, without those that mean the machine or the link everywhere."""
+
+        def act() -> list[rtnetlink.AddressRecord]:
+            with netlink.Socket(netlink.NETLINK_ROUTE) as sock:
+                return rtnetlink.addresses(sock)
+
+        found = (ip_address(one.address) for one in self.root(act) if len(one.address) == _SIZES[family])
+        return tuple(sorted({int(one) for one in found if not (one.is_loopback or one.is_link_local)}))
 
     def groups(self) -> dict[str, int]:
         """The group of every link in root."""
@@ -356,7 +369,10 @@ def _delete_nft(*tables: tuple[int, str]) -> None:
 def _cast(arrangement: Arrangement, kind: str, variant: Variant, values: list[Values]) -> Die:
     """A class's template as bytes, learnt from the values of a few of its tenants."""
     step = max(1, len(values) // _SAMPLES)
-    templates = arrangement.templates[kind]
+    templates: Mapping[Family, str] = {
+        family: with_hosts(text, arrangement.hosts.get(family, ()), family)
+        for family, text in arrangement.templates[kind].items()
+    }
     if arrangement.attachment == "process":
         templates = {family: _with_own_packets(text, family) for family, text in templates.items()}
     compiled = iptables.cast if variant == "legacy" else nftables.cast_iptables
@@ -369,7 +385,7 @@ def _cast(arrangement: Arrangement, kind: str, variant: Variant, values: list[Va
     )
 
 
-_OWN_PACKETS = {
+_OWN_PACKETS: Mapping[Family, tuple[str, ...]] = {
     4: (
         "-A OUTPUT -d 224.0.0.0/24 -j ACCEPT",
         "-A OUTPUT -m addrtype --dst-type BROADCAST -j ACCEPT",
@@ -385,7 +401,7 @@ _OWN_PACKETS = {
 }
 
 
-def _with_own_packets(text: str, family: int) -> str:
+def _with_own_packets(text: str, family: Family) -> str:
     """A template for a namespace that the workload itself is in, with packets let pass that root never forwarded.
 
     The template says in OUTPUT and INPUT what root's FORWARD said. These see more: what stays on the link, neighbour

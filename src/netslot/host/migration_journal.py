@@ -48,6 +48,7 @@ class Journal:
     """``state``: the last step of all that was begun. ``links``: each link's group before it was changed.
 
     ``prints``: the fingerprint of what each tenant's namespace held when it had been given its rules.
+    ``sets``: the IP sets that root's new rules bring.
     """
 
     path: Path
@@ -57,6 +58,7 @@ class Journal:
     slots: dict[str, Moved] = field(default_factory=dict)
     links: dict[str, int] = field(default_factory=dict)
     prints: dict[str, str] = field(default_factory=dict)
+    sets: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, directory: Path) -> Journal:
@@ -78,6 +80,7 @@ class Journal:
         self.state = _STATES.get(step, self.state)
         if step == "begin":
             self.variant, self.digest = line["variant"], line["digest"]
+            self.sets = tuple(line["sets"])
         elif step == "slot":
             fields = ("netns", "cookie", "link", "counters")
             self.slots[line["tenant"]] = Moved(*(line[name] for name in fields))
@@ -104,7 +107,7 @@ class Journal:
         self.path.unlink()
         for path in self.path.parent.iterdir():
             path.unlink()
-        self.state, self.slots, self.links, self.prints = "none", {}, {}, {}
+        self.state, self.slots, self.links, self.prints, self.sets = "none", {}, {}, {}, ()
 
 
 def put(path: Path, text: str) -> None:

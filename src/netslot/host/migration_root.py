@@ -15,8 +15,10 @@ from netslot.host.migration_homes import Homes
 from netslot.host.migration_journal import Journal, locked, put
 from netslot.host.tables import Variant
 from netslot.kernel import netns
+from netslot.rulesets.ipsets import SETS
 from netslot.rulesets.model import Family
-from netslot.rulesets.proof.arrangement import PUBLISH, PUBLISH_TABLE, ROOT
+from netslot.rulesets.proof.arrangement import ROOT
+from netslot.rulesets.published import PUBLISH, PUBLISH_TABLE
 from netslot.rulesets.split import BEFORE
 
 FAMILIES: tuple[Family, ...] = (4, 6)
@@ -26,6 +28,7 @@ Which = Literal["old", "new", "other"]
 
 def prepare(directory: Path, homes: Homes, variant: Variant, files: Mapping[str, str]) -> None:
     """Try everything that can be tried, and keep both rulesets. RefusedError when the host has others by now."""
+    sets = _sets(homes, files)
     for family in FAMILIES:
         if ROOT[family] not in files:
             for name in ("old", "new"):  # of a move that was never begun
@@ -33,9 +36,27 @@ def prepare(directory: Path, homes: Homes, variant: Variant, files: Mapping[str,
             continue
         held = homes.root(tables.save, variant, family)
         _same_as_split(family, files, held)
-        homes.root(tables.restore, variant, family, files[ROOT[family]], test=True)
+        if SETS[family] not in files:
+            homes.root(tables.restore, variant, family, files[ROOT[family]], test=True)
         put(directory / f"old.v{family}", held)
-        put(directory / f"new.v{family}", _as_saved(variant, family, files[ROOT[family]]))
+        put(directory / f"new.v{family}", _as_saved(variant, family, files[ROOT[family]], sets))
+
+
+def _sets(homes: Homes, files: Mapping[str, str]) -> str:
+    """Text that makes all sets that root's new rules can ask for: netslot's own, and empty ones like the host's."""
+    own = "".join(files.get(name, "") for name in SETS.values())
+    texts = [files[name] for name in ROOT.values() if name in files]
+    if not any(" --match-set " in text or " -j SET " in text for text in texts):
+        return ""
+    names = tables.set_names(own)
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise RefusedError(f"two sets are called {min(twice)}, one for IPv4 and one for IPv6", hint="move one first")
+    theirs = homes.root(tables.sets_in_use)
+    if taken := set(tables.set_names(*theirs)) & set(names):
+        raise RefusedError(
+            f"the host has a set called {min(taken)} already", hint="rename it: netslot brings its own"
+        )
+    return "".join(f"{line}\n" for line in theirs) + own
 
 
 def _same_as_split(family: Family, files: Mapping[str, str], held: str) -> None:
@@ -50,11 +71,13 @@ def _same_as_split(family: Family, files: Mapping[str, str], held: str) -> None:
         )
 
 
-def _as_saved(variant: Variant, family: int, text: str) -> str:
+def _as_saved(variant: Variant, family: int, text: str, sets: str) -> str:
     """What iptables-save prints when these rules are loaded: load them where nobody is."""
 
     def load() -> str:
         with netns.fresh():
+            if sets:
+                tables.make_sets(sets)
             tables.restore(variant, family, text)
             return tables.save(variant, family)
 
@@ -121,6 +144,9 @@ class Exchange:
             standing = self.in_force()
             if "new" not in standing.values():
                 self._keep_now(files)
+                for name in SETS.values():
+                    if name in files:  # no rule asks for them before the first table
+                        self._homes.root(tables.make_sets, files[name], keep=keep)
             for family in FAMILIES:
                 published = files.get(PUBLISH[family])
                 if published is not None:
@@ -162,6 +188,8 @@ class Exchange:
                 )
             for family in FAMILIES:
                 self._homes.root(tables.nft, _gone(family), keep=keep)
+                if self._journal.sets:
+                    self._homes.root(tables.destroy_sets, self._journal.sets, keep=keep)
                 if self._counters_lost(family):
                     tool = f"{tables.PROGRAMS[family]}-nft-restore"
                     say(f"IPv{family} rules count from zero: {tool} lost their counters")

@@ -10,6 +10,7 @@ import difflib
 import os
 import re
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -24,6 +25,8 @@ LOCK = "/run/xtables.lock"
 
 _COUNTERS = re.compile(r"^(:\S+ \S+) \[\d+:\d+\]|^\[\d+:\d+\] ")
 _SHOWN = 12
+_TRIES = 100
+_PACKAGES = {"nft": "nftables", "ipset": "ipset"}
 _HEADS = ("--- ", "+++ ", "@@ ")
 
 
@@ -103,6 +106,37 @@ def difference(expected: Mapping[str, Sequence[str]], found: Mapping[str, Sequen
     return "\n".join(["  " + line for line in [*lines[:_SHOWN], *more]])
 
 
+def sets_in_use() -> list[str]:
+    """``create`` lines, as ``ipset save`` prints them, of all IP sets of the namespace."""
+    return [line for line in _run(["ipset", "save"]).splitlines() if line.startswith("create ")]
+
+
+def make_sets(text: str, *, keep: Sequence[int] = ()) -> None:
+    """Feed ``ipset restore``. Sets that are there already are made anew: no rule may be using them."""
+    names = set_names(text)
+    emptied = "".join(f"flush {name}\ndestroy {name}\n" for name in names if name in set_names(*sets_in_use()))
+    _run(["ipset", "restore"], emptied + text, keep=keep)
+
+
+def destroy_sets(names: Sequence[str], *, keep: Sequence[int] = ()) -> None:
+    """Remove those of the sets that are there."""
+    present = set_names(*sets_in_use())
+    text = "".join(f"destroy {name}\n" for name in names if name in present)
+    for attempt in range(_TRIES):
+        try:
+            _run(["ipset", "restore", "-exist"], text, keep=keep)
+            return
+        except NetslotError:  # the nft variant lets go of rules, and of their sets, a moment after they are gone
+            if attempt == _TRIES - 1:
+                raise
+            time.sleep(0.05)
+
+
+def set_names(*lines: str) -> list[str]:
+    """The sets that a text for ``ipset restore`` makes."""
+    return [line.split()[1] for line in "\n".join(lines).splitlines() if line.startswith("create ")]
+
+
 def nft(text: str, *, keep: Sequence[int] = ()) -> None:
     """Feed ``nft -f -``; the whole text is one transaction."""
     _run(["nft", "-f", "-"], text, keep=keep)
@@ -123,7 +157,8 @@ def _run(
             pass_fds=keep,
         )
     except FileNotFoundError:
-        raise HostError(f"there is no {words[0]} here", hint="install iptables and nftables") from None
+        package = _PACKAGES.get(words[0], "iptables")
+        raise HostError(f"{words[0]} is not installed", hint=f"apt-get install {package}") from None
     if done.returncode:
         raise NetslotError(f"{' '.join(words)}: {done.stderr.strip() or 'failed'}")
     return done.stdout
