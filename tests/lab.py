@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, Self, TypeVar
 
 from netslot.kernel import netns
 
@@ -19,15 +19,17 @@ T = TypeVar("T")
 _numbers = itertools.count(1)
 
 
-class Net:
-    """A network namespace with a name of its own; ``lo`` is up. Remove it with :meth:`close`."""
+class Place:
+    """A network namespace that is there already, as ``/run/netns`` knows it, and a way to work inside."""
 
-    def __init__(self, role: str) -> None:
-        self.name = f"lab-{role}-{os.getpid()}-{next(_numbers)}"
-        netns.create(self.name)
-        self.fd = netns.open_named(self.name)
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.fd = netns.open_named(name)
         self.worker = netns.Worker(self.fd)
-        self.ip("link set lo up")
+
+    @property
+    def path(self) -> str:
+        return f"/run/netns/{self.name}"
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function inside."""
@@ -36,10 +38,7 @@ class Net:
     def sh(self, command: str, *, check: bool = True) -> str:
         """Run a shell command inside; its output."""
         done = subprocess.run(
-            ["nsenter", f"--net=/run/netns/{self.name}", "sh", "-c", command],
-            capture_output=True,
-            text=True,
-            check=False,
+            ["nsenter", f"--net={self.path}", "sh", "-c", command], capture_output=True, text=True, check=False
         )
         if check and done.returncode:
             raise AssertionError(f"{command}: {done.stderr}{done.stdout}")
@@ -71,19 +70,32 @@ class Net:
     def close(self) -> None:
         self.worker.close()
         os.close(self.fd)
-        netns.unpin(self.name)
 
-    def __enter__(self) -> Net:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
+class Net(Place):
+    """A network namespace with a name of its own; ``lo`` is up. :meth:`close` removes it."""
+
+    def __init__(self, role: str) -> None:
+        name = f"lab-{role}-{os.getpid()}-{next(_numbers)}"
+        netns.create(name)
+        super().__init__(name)
+        self.ip("link set lo up")
+
+    def close(self) -> None:
+        super().close()
+        netns.unpin(self.name)
+
+
 class Wire:
     """A raw socket on one link: sends whole frames, sees all that arrive there."""
 
-    def __init__(self, net: Net, link: str) -> None:
+    def __init__(self, net: Place, link: str) -> None:
         self._socket = net.run(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
         self._socket.bind((link, 0))
         self._socket.setblocking(False)
@@ -205,7 +217,7 @@ class Echo:
         self.udp.close()
 
 
-def connects(net: Net, address: str, port: int = 7000, timeout: float = 0.5) -> bool:
+def connects(net: Place, address: str, port: int = 7000, timeout: float = 0.5) -> bool:
     """Whether a TCP connection from inside ``net`` is taken up."""
     with net.socket(family=socket.AF_INET6 if ":" in address else socket.AF_INET) as sock:
         sock.settimeout(timeout)
