@@ -345,6 +345,40 @@ def test_what_is_wrong_with_a_program_is_said(user_object: Path) -> None:
         bpf.prog_load(bpf.PROG_TYPE_SCHED_CLS, broken, "GPL", name="broken")
 
 
+def test_a_slot_beyond_what_a_program_can_be_told_is_refused(slot: Slot) -> None:
+    """Of an attachment's number a program sees 16 bits: NAT would use another slot's address."""
+    _, middle, _ = slot
+    far = lab.VALUES | {"slot": "65537", "address": str(ipaddress.IPv4Address(lab.SLOT4) + 2 * 65536)}
+    far.pop("address6", None)
+    near = {name: value for name, value in lab.VALUES.items() if name in far}
+    die = policy.cast(BpfSection(), nat=True, samples=[near, far], defaults={})
+    middle.run(die.stamp, near)
+    with pytest.raises(SpecError, match="slot 65537 is beyond"):
+        middle.run(die.stamp, far)
+    die.close()
+
+
+def test_known_links_need_their_hooks_and_an_error_names_the_program(slot: Slot) -> None:
+    _, middle, _ = slot
+    index = middle.run(socket.if_nametoindex, "up0")
+    die = policy.cast(BpfSection(), nat=True, samples=[lab.VALUES], defaults={}, links={"up0": index})
+    assert policy.cast(BpfSection(counters=True), samples=[lab.VALUES], defaults={}).at_birth(lab.VALUES) == []
+    with pytest.raises(KernelError, match=f"tc filter netslot/nat on link {index}"):
+        middle.run(die.stamp, lab.VALUES)
+
+    def prepare() -> None:
+        with netlink.Socket() as sock:
+            sock.execute(die.at_birth(lab.VALUES))
+
+    middle.run(prepare)
+    middle.run(die.stamp, lab.VALUES)
+    assert middle.run(die.read, lab.VALUES, {}) == []
+    middle.sh("tc qdisc del dev up0 clsact")
+    middle.run(die.reset, lab.VALUES)
+    assert middle.run(die.read, lab.VALUES, {}) == []
+    die.close()
+
+
 def loaded() -> set[int]:
     """The ids of all programs of netslot's that the kernel holds (BPF_PROG_GET_NEXT_ID)."""
     found: set[int] = set()
