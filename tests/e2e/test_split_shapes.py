@@ -214,7 +214,7 @@ SHAPES: dict[str, list[str]] = {
 }
 """Rules of one tenant: table and rule, with its link {l}, address {a}, gateway {g}, number {k}, port {p}."""
 
-GROWING = {"snat", "dnat_ip", "dnat_out", "mark_mangle", "connmark", "zone", "classify", "log_own", "set_own"}
+GROWING = {"dnat_out", "mark_mangle", "connmark", "zone", "classify", "log_own", "set_own"}
 """Rules with a number or name of the tenant's own in them that is no address: root keeps one for each."""
 REFUSED = {"limit_own", "quota"}
 """A count of one tenant that lets packets pass, to other tenants too: no rule of all tenants can say that."""

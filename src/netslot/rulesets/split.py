@@ -18,11 +18,12 @@ from typing import Literal
 from netslot.rulesets.ipsets import SETS, write_sets
 from netslot.rulesets.model import Dump, Family
 from netslot.rulesets.parse import parse
-from netslot.rulesets.proof.arrangement import HOST, MANIFEST, PUBLISH, ROOT, with_hosts, write_published
+from netslot.rulesets.proof.arrangement import HOST, MANIFEST, ROOT, with_hosts
 from netslot.rulesets.proof.journey import Attachment
 from netslot.rulesets.proof.members import Portraits
 from netslot.rulesets.proof.places import Places, survey
 from netslot.rulesets.proof.tagged import FiledRuleset
+from netslot.rulesets.published import PUBLISH, write_published
 from netslot.rulesets.splitting.lengths import longest, longest_after
 from netslot.rulesets.splitting.naming import Naming, name_links
 from netslot.rulesets.splitting.plan import FATES, CannotSplit, Plan
@@ -183,10 +184,10 @@ class _Splitter:
             self._files[SETS[family]] = write_sets(root.set_rules.sets)
         self._files[BEFORE[family]] = write(self._filed[family].ruleset)
         self._after += sum(line.startswith("-A") for line in text.splitlines())
-        if root.published:
-            published = write_published(root.published, family, root.published_first)
-            self._files[PUBLISH[family]] = published
-            self._after += published.count("dnat ")
+        published = root.maps.published
+        if published.rules:
+            self._files[PUBLISH[family]] = write_published(published, family)
+            self._after += self._files[PUBLISH[family]].count(" map @")
         walk = longest_after(parse(text, family=family).rulesets[0], FROM, slot_walk, passing)
         self._walk_after = max(self._walk_after, walk)
 

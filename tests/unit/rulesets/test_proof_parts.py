@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from netslot.errors import SpecError
 from netslot.rulesets.attribute import attribute
 from netslot.rulesets.parse import parse
-from netslot.rulesets.proof.arrangement import read, read_published, write_published
+from netslot.rulesets.proof.arrangement import read
 from netslot.rulesets.proof.places import common_pattern, cover, survey
 from netslot.rulesets.proof.prover import prove
+from netslot.rulesets.published import Published, read_published, write_published
 from netslot.rulesets.split import split
 
 ONES = 0xFFFFFFFF
@@ -36,9 +37,41 @@ def test_published_ports_read_back_as_they_were() -> None:
     text += "-A PREROUTING -i eth0 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.2:8080\n"
     text += "-A PREROUTING -i eth0 -p tcp -m tcp --dport 81 -j DNAT --to-destination 10.0.0.3:81\nCOMMIT\n"
     rules = list(parse(text).rulesets[0].tables["nat"].chains["PREROUTING"].rules)
-    back, first, statements = read_published(write_published(rules, 4, True), 4, "publish.nft")
-    assert [rule.target for rule in back] == [rule.target for rule in rules]
-    assert (first, statements) == (True, 1)
+    published = Published({"PREROUTING": rules}, {"PREROUTING": True})
+    back = read_published(write_published(published, 4), 4, "publish.nft")
+    assert [rule.target for rule in back.rules["PREROUTING"]] == [rule.target for rule in rules]
+    assert (back.first, back.statements) == ({"PREROUTING": True}, 1)
+
+
+FLOATING = """*nat
+:PREROUTING ACCEPT [0:0]
+:POSTROUTING ACCEPT [0:0]
+-A PREROUTING -d 198.51.100.1/32 -i eth0 -j DNAT --to-destination 10.1.0.2
+-A PREROUTING -d 198.51.100.2/32 -i eth0 -j DNAT --to-destination 10.1.0.6
+-A POSTROUTING -s 10.1.0.2/32 -o eth0 -j SNAT --to-source 198.51.100.1
+-A POSTROUTING -s 10.1.0.6/32 -o eth0 -j SNAT --to-source 198.51.100.2
+-A POSTROUTING -o eth0 -j MASQUERADE
+COMMIT
+*filter
+:INPUT ACCEPT [0:0]
+:FORWARD ACCEPT [0:0]
+-A FORWARD ! -s 10.1.0.2/32 -i tap1 -j DROP
+-A FORWARD ! -s 10.1.0.6/32 -i tap2 -j DROP
+COMMIT
+"""
+
+
+def test_addresses_lent_to_tenants_are_two_maps_and_one_class() -> None:
+    dump = parse(FLOATING)
+    tenants = attribute(dump).tenants
+    result = split(dump, tenants)
+    assert "198.51.100.1 : 10.1.0.2," in result.files["publish.nft"]
+    assert "10.1.0.6 : 198.51.100.2," in result.files["publish.nft"]
+    assert "198.51.100" not in result.files["root.rules"]
+    verdict = prove(dump, survey(dump, tenants), read(result.files))
+    assert verdict.equivalent and verdict.classes == 1, (verdict.counterexamples, verdict.obstacles)
+    wrong = result.files["publish.nft"].replace("198.51.100.2 : 10.1.0.6", "198.51.100.2 : 10.1.0.2")
+    assert not prove(dump, survey(dump, tenants), read(result.files | {"publish.nft": wrong})).equivalent
 
 
 def test_a_foreign_line_among_published_ports_is_refused() -> None:

@@ -12,30 +12,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from netslot.errors import SpecError
-from netslot.rulesets import matches as m
-from netslot.rulesets import targets as t
 from netslot.rulesets.ipsets import SETS, expanded, links_left_out, read_sets
-from netslot.rulesets.model import Chain, Family, Rule, Ruleset, Table
+from netslot.rulesets.model import Family, Ruleset
 from netslot.rulesets.parse import parse
 from netslot.rulesets.proof.journey import Attachment
-from netslot.rulesets.values import address, address_text
+from netslot.rulesets.published import PUBLISH, read_published, with_published
+from netslot.rulesets.values import address_text
 from netslot.spec.render import render
 
 MANIFEST = "tenants.json"
 ROOT: Mapping[Family, str] = {4: "root.rules", 6: "root.rules6"}
-PUBLISH: Mapping[Family, str] = {4: "publish.nft", 6: "publish.nft6"}
-PUBLISH_TABLE = "netslot-publish"
-
 HOST: Mapping[Family, str] = {4: "${host}", 6: "${host6}"}
 """Stands in a template for every address of the host's: a rule that names it is there once for each."""
-
-_RULE = re.compile(
-    r'(?:iifname "(?P<iif>[^"]+)" )?(?:(?:ip|ip6) daddr (?P<dst>\S+) )?meta l4proto (?P<proto>tcp|udp) '
-    r"dnat (?:ip|ip6) to th dport map @(?P<map>[\w-]+)"
-)
-_ELEMENT = re.compile(r"(?P<port>\d+) : (?P<address>[0-9a-f.:]+) \. (?P<to>\d+)")
-_PROTO = {"tcp": 6, "udp": 17}
-
 
 _KEYS: Mapping[Family, str] = {4: "ipv4", 6: "ipv6"}
 _TEMPLATE = re.compile(r"class\d+\.rules6?")
@@ -127,9 +115,9 @@ def read(files: Mapping[str, str]) -> Arrangement:
             ruleset = expanded(ruleset, known, name)
         published = files.get(PUBLISH[family])
         if published is not None:
-            rules, first, statements = read_published(published, family, PUBLISH[family])
-            ruleset = _with_published(ruleset, rules, first)
-            count += statements
+            in_maps = read_published(published, family, PUBLISH[family])
+            ruleset = with_published(ruleset, in_maps)
+            count += in_maps.statements
         root[family] = ruleset
     if not root:
         raise SpecError("there is no root.rules or root.rules6 in the directory", hint="run netslot split again")
@@ -239,104 +227,3 @@ def _check_templates(found: Arrangement, manifest: _Manifest) -> None:
             file = manifest.classes[kind][family]
             one = with_hosts(text, (1,), family)  # a line for a line
             parse(render(one, values, file=file), file=file, family=family)
-
-
-def _with_published(ruleset: Ruleset, rules: list[Rule], first: bool) -> Ruleset:
-    """The nft chain hooks in beside iptables' nat table: before it or after it, by priority."""
-    tables = dict(ruleset.tables)
-    nat = tables.get("nat", Table("nat", {}))
-    chains = dict(nat.chains)
-    old = chains.get("PREROUTING", Chain("PREROUTING", "ACCEPT"))
-    both = (*rules, *old.rules) if first else (*old.rules, *rules)
-    chains["PREROUTING"] = Chain("PREROUTING", old.policy, both, old.counters, old.line)
-    tables["nat"] = Table("nat", chains, nat.line)
-    return Ruleset(ruleset.family, tables, ruleset.notes)
-
-
-def write_published(rules: list[Rule], family: Family, first: bool) -> str:
-    """Rules ``[-i X] [-d A] -p P --dport N -j DNAT --to T:M`` as an nft table: one rule for each X, A and P."""
-    maps: dict[tuple[str, str, str], list[str]] = {}
-    for rule in rules:
-        iif = dst = proto = ""
-        port = 0
-        for match in rule.matches:
-            if isinstance(match, m.Interface):
-                iif = match.name
-            elif isinstance(match, m.Address):
-                dst = address_text(match.value, family)
-            elif isinstance(match, m.Protocol):
-                proto = "tcp" if match.number == 6 else "udp"
-            elif isinstance(match, m.Ports):
-                port = match.ranges[0][0]
-        assert isinstance(rule.target, t.Dnat) and rule.target.to.address is not None
-        to = rule.target.to.ports[0] if rule.target.to.ports else port
-        element = f"{port} : {address_text(rule.target.to.address[0], family)} . {to}"
-        maps.setdefault((iif, dst, proto), []).append(element)
-    word = "ip" if family == 4 else "ip6"
-    lines = [f"table {word} {PUBLISH_TABLE} {{"]
-    statements = []
-    for number, ((iif, dst, proto), elements) in enumerate(maps.items()):
-        name = f"{proto}-{number}"
-        kind = "ipv4_addr" if family == 4 else "ipv6_addr"
-        lines += [f"\tmap {name} {{", f"\t\ttype inet_service : {kind} . inet_service"]
-        lines += ["\t\telements = {", *(f"\t\t\t{element}," for element in elements), "\t\t}", "\t}"]
-        condition = (f'iifname "{iif}" ' if iif else "") + (f"{word} daddr {dst} " if dst else "")
-        statements.append(f"\t\t{condition}meta l4proto {proto} dnat {word} to th dport map @{name}")
-    lines += [
-        "\tchain prerouting {",
-        f"\t\ttype nat hook prerouting priority {-101 if first else -99}; policy accept;",
-    ]
-    return "\n".join([*lines, *statements, "\t}", "}"]) + "\n"
-
-
-def read_published(text: str, family: Family, file: str) -> tuple[list[Rule], bool, int]:
-    """The rules that such a table stands for, whether it comes before iptables' nat, and its number of rules."""
-    elements: dict[str, list[tuple[int, int, int]]] = {}
-    rules: list[Rule] = []
-    statements = 0
-    priority = current = ""
-    for number, raw in enumerate(text.splitlines(), 1):
-        line = raw.strip().rstrip(",")
-        found = _ELEMENT.fullmatch(line)
-        if found and current:
-            entry = (int(found["port"]), address(found["address"], family), int(found["to"]))
-            elements[current].append(entry)
-        elif line.startswith("map ") and line.endswith(" {"):
-            current = line.split()[1]
-            elements[current] = []
-        elif line.startswith("type nat hook prerouting priority "):
-            priority = line.split("priority ")[1].split(";")[0]
-        elif rule := _RULE.fullmatch(line):
-            statements += 1
-            if rule["map"] not in elements:
-                raise SpecError(f"there is no map {rule['map']}", file=file, line=number)
-            rules += _expanded(rule, elements[rule["map"]], family, raw.strip())
-        elif not _frame(line):
-            raise SpecError(
-                "expected what netslot split writes", file=file, line=number, hint="run netslot split again"
-            )
-    if priority not in ("-101", "-99"):
-        raise SpecError("the chain's priority must be -101 or -99", file=file)
-    return rules, priority == "-101", statements
-
-
-def _frame(line: str) -> bool:
-    return line in ("", "}", "elements = {", "chain prerouting {") or line.startswith(
-        (f"table ip {PUBLISH_TABLE} ", f"table ip6 {PUBLISH_TABLE} ", "type inet_service : ")
-    )
-
-
-def _expanded(rule: re.Match[str], elements: list[tuple[int, int, int]], family: Family, text: str) -> list[Rule]:
-    common: list[m.Match] = []
-    if rule["iif"]:
-        common.append(m.Interface("in", rule["iif"]))
-    if rule["dst"]:
-        ones = (1 << (32 if family == 4 else 128)) - 1
-        common.append(m.Address("dst", address(rule["dst"], family), ones))
-    common.append(m.Protocol(_PROTO[rule["proto"]]))
-    made = []
-    for port, to, to_port in elements:
-        ports = m.Ports(rule["proto"], "dst", ((port, port),))
-        target = t.Dnat(t.NatTarget((to, to), (to_port, to_port)))
-        made.append(Rule((*common, ports), target, f"{text} [{port}]"))
-    return made

@@ -19,7 +19,7 @@ from netslot.rulesets.proof.conditions import has_connection, needs_translation
 from netslot.rulesets.proof.flow import Flow
 from netslot.rulesets.proof.places import NOBODY, Places
 from netslot.rulesets.proof.tagged import ANYBODY, FiledRuleset, Roles
-from netslot.rulesets.proof.terms import Number, Truth, any_of, both, choose, either, equal, negate
+from netslot.rulesets.proof.terms import Number, Truth, both, choose, either, equal, negate
 from netslot.rulesets.proof.walker import Chooser, Ledger, Walker
 
 Attachment = Literal["tap", "veth", "process"]
@@ -240,8 +240,9 @@ class Journey:
             address = choose(when, new_address, address, flow.width)
             port = choose(when, new_port, port, 16)
         if what == "dst":
-            flow.redirected = either(flow.redirected, both(has_connection(flow), negate(equal(address, old[0]))))
-            flow.redirected = either(flow.redirected, any_of(when for when, _, _ in actions))
+            with_ports = either(equal(flow.proto, 6), equal(flow.proto, 17))
+            kept = both(equal(address, old[0]), either(equal(port, old[1]), negate(with_ports)))
+            flow.redirected = either(flow.redirected, both(has_connection(flow), negate(kept)))
             flow.dst, flow.dport = address, port
         else:
             flow.src, flow.sport = address, port

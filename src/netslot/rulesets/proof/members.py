@@ -9,7 +9,7 @@ of one holds of the other.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 from netslot.rulesets import matches as m
 from netslot.rulesets import targets as t
@@ -69,6 +69,49 @@ class _Commons:
         return bisect_right(self._edges, port)
 
 
+def _one_address(target: t.Dnat | t.Snat) -> int | None:
+    """The address that it translates to, if that is all it says but for a port."""
+    to = target.to
+    if to.address is None or to.address[0] != to.address[1] or to.flags or to.base_port is not None:
+        return None
+    return to.address[0]
+
+
+def _lent(filed: tuple[FiledRuleset, ...], places: Places, family: Family) -> list[list[int]]:
+    """For each tenant the addresses outside that only its rules of the nat table know: lent to it, as it were.
+
+    An address that other rules name too, or that is a tenant's or the host's own, is nobody's to rename.
+    """
+    found: dict[int, int] = {}
+    ones = ALL_ONES[family]
+    for one in filed:
+        for (table, _), rules in one.chains.items():
+            for item in rules:
+                people = {who for _, who in item.tags}
+                who = people.pop() if table == "nat" and len(people) == 1 else NOBODY
+                for value in _named(item.rule, ones):
+                    if found.setdefault(value, who) != who:
+                        found[value] = NOBODY
+    lent: list[list[int]] = [[] for _ in places.tenants]
+    pools = places.pools(family)
+    for value, who in found.items():
+        if any(value & mask == pool for pool, mask in pools):
+            continue
+        if who != NOBODY and places.owner_of(value, ones, family) == NOBODY and not places.is_local(value, family):
+            lent[who].append(value)
+    return lent
+
+
+def _named(rule: Rule, ones: int) -> Iterator[int]:
+    for match in rule.matches:
+        if isinstance(match, m.Address) and match.mask == ones:
+            yield match.value
+    if isinstance(rule.target, t.Dnat | t.Snat):
+        address = _one_address(rule.target)
+        if address is not None:
+            yield address
+
+
 class Portraits:
     """Draws every tenant's portrait in one pass over each ruleset."""
 
@@ -83,9 +126,11 @@ class Portraits:
         commons = _Commons(filed)
         places, ones = self._places, ALL_ONES[family]
         names = self._names[family] = []
+        lent = _lent(filed, places, family)
         for index, tenant in enumerate(places.tenants):
             own = [(a.value, a.mask) for a in tenant.addresses if a.family == family]
             own += [(value, ones) for value in places.gateways[family][index]]
+            own += [(value, ones) for value in lent[index]]
             names.append({pattern: place for place, pattern in enumerate(own)})
             self._words[index].append(tuple(commons.of_address(value, ones) for value, _ in own))
             self._words[index].append(tuple(commons.of_link(name) for name in tenant.interfaces))
@@ -141,9 +186,9 @@ class Portraits:
         filed, table = where
         if isinstance(target, t.Jump | t.Goto) and filed.chain_owner.get((table, target.chain), NOBODY) == who:
             words.append((type(target).__name__, chains.setdefault(target.chain, len(chains))))
-        elif isinstance(target, t.Dnat) and target.to.address is not None:
-            place = self._names[family][who].get((target.to.address[0], ALL_ONES[family]))
-            words.append((place, target.to.ports) if place is not None else target)
+        elif isinstance(target, t.Dnat | t.Snat) and (there := _one_address(target)) is not None:
+            place = self._names[family][who].get((there, ALL_ONES[family]))
+            words.append((type(target).__name__, place, target.to.ports) if place is not None else target)
         else:
             words.append(target)
         return tuple(words)

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from netslot.rulesets.model import Family
-from netslot.rulesets.proof.arrangement import PUBLISH, ROOT, Arrangement, Member
+from netslot.rulesets.proof.arrangement import ROOT, Arrangement, Member
+from netslot.rulesets.published import PUBLISH
 from netslot.spec.load import parse
 from netslot.spec.model import UPLINK_INTERFACE, ClassSpec, HostSpec, RuleFile
 

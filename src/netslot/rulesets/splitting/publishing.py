@@ -1,4 +1,4 @@
-"""Ports published for tenants: rules of nat PREROUTING that differ only in numbers, as one rule with a map."""
+"""Rules of root's nat table that differ only in numbers, as one rule with a map; and what root rewrites at all."""
 
 from __future__ import annotations
 
@@ -6,30 +6,31 @@ from collections.abc import Callable
 
 from netslot.rulesets import matches as m
 from netslot.rulesets import targets as t
-from netslot.rulesets.model import Rule
+from netslot.rulesets.model import Family, Rule
 from netslot.rulesets.proof.places import Places
 from netslot.rulesets.proof.tagged import Filed, FiledRuleset
+from netslot.rulesets.published import Published
+from netslot.rulesets.splitting.plan import Plan
+from netslot.rulesets.values import ALL_ONES
 
 
 def can_be_mapped(rule: Rule, places: Places, ones: int) -> bool:
-    """``[-i outside] [-d one address] -p tcp|udp --dport one -j DNAT --to-destination one[:one]`` and no more."""
+    """``[-i outside] [-d one address] -p tcp|udp --dport one -j DNAT --to-destination one[:one]`` and no more,
+
+    or ``[-i outside] -d one -j DNAT --to-destination one``, or ``[-o outside] -s one -j SNAT --to-source one``.
+    """
     target = rule.target
-    if (
-        not isinstance(target, t.Dnat)
-        or target.to.address is None
-        or target.to.flags
-        or target.to.base_port is not None
-    ):
+    if not isinstance(target, t.Dnat | t.Snat):
         return False
-    low, high = target.to.address
-    single = target.to.ports is None or target.to.ports[0] == target.to.ports[1]
-    if low != high or not single:
+    to = target.to
+    if to.address is None or to.flags or to.base_port is not None or to.address[0] != to.address[1]:
         return False
+    near, side = ("in", "dst") if isinstance(target, t.Dnat) else ("out", "src")
     kinds: list[str] = []
     for match in rule.matches:
-        if isinstance(match, m.Interface) and match.direction == "in":
+        if isinstance(match, m.Interface) and match.direction == near:
             fits = not match.wildcard and not match.negated and match.name in places.outside
-        elif isinstance(match, m.Address) and match.side == "dst":
+        elif isinstance(match, m.Address) and match.side == side:
             fits = match.mask == ones and not match.negated
         elif isinstance(match, m.Protocol):
             fits = match.number in (6, 17) and not match.negated
@@ -40,7 +41,11 @@ def can_be_mapped(rule: Rule, places: Places, ones: int) -> bool:
         if not fits:
             return False
         kinds.append(type(match).__name__)
-    return sorted(set(kinds)) == sorted(kinds) and {"Protocol", "Ports"} <= set(kinds)
+    if sorted(set(kinds)) != sorted(kinds):
+        return False
+    if isinstance(target, t.Dnat) and {"Protocol", "Ports"} <= set(kinds):
+        return to.ports is None or to.ports[0] == to.ports[1]
+    return to.ports is None and "Address" in kinds and not {"Protocol", "Ports"} & set(kinds)
 
 
 def key(rule: Rule) -> tuple[m.Match, ...]:
@@ -48,8 +53,8 @@ def key(rule: Rule) -> tuple[m.Match, ...]:
     return tuple(sorted(rule.matches, key=lambda match: type(match).__name__))
 
 
-def mappable(items: list[Filed], places: Places, ones: int) -> tuple[list[Filed], bool]:
-    """The rules of nat PREROUTING that go into the map, and whether the map comes before iptables' own rules.
+def mapped(items: list[Filed], places: Places, ones: int) -> tuple[list[Filed], list[Rule], bool]:
+    """The rules of a nat chain that go into maps, those of them that count, and whether maps come before the chain.
 
     All or none: a map stands before the chain or behind it, and nothing may come between.
     """
@@ -57,14 +62,35 @@ def mappable(items: list[Filed], places: Places, ones: int) -> tuple[list[Filed]
     fitting = [item for item in tagged if can_be_mapped(item.rule, places, ones)]
     shapes = {tuple(type(match).__name__ for match in key(item.rule)) for item in fitting}
     if not fitting or len(fitting) != len(tagged) or len(shapes) != 1:
-        return [], True
+        return [], [], True
     common = sum(not item.tags for item in items)
     segments = {item.segment for item in fitting}
-    if segments == {0}:
-        return fitting, True
-    if segments == {common}:
-        return fitting, False
-    return [], True
+    if segments not in ({0}, {common}):
+        return [], [], True
+    first_of: dict[tuple[m.Match, ...], Rule] = {}
+    for item in fitting:
+        first_of.setdefault(key(item.rule), item.rule)
+    return fitting, list(first_of.values()), segments == {0}
+
+
+class Maps:
+    """The maps of one family's nat table, as they are found."""
+
+    def __init__(self, places: Places, family: Family, plan: Plan) -> None:
+        self._places, self._family, self._plan = places, family, plan
+        self.published = Published()
+
+    def take(self, chain: str, items: list[Filed]) -> None:
+        """Map what of the nat table's chain can be; each such rule's fate is settled."""
+        if chain not in ("PREROUTING", "POSTROUTING"):
+            return
+        fitting, rules, first = mapped(items, self._places, ALL_ONES[self._family])
+        if not fitting:
+            return
+        self.published.rules[chain], self.published.first[chain] = rules, first
+        why = "it gives an address or a port of the host's to one tenant; one rule with a map says it for all"
+        for item in fitting:
+            self._plan.settle(self._family, "nat", chain, item.rule, "mapped", "root, in a map", why)
 
 
 _REWRITES = (t.Dnat, t.Redirect, t.Netmap, t.Notrack, t.CtTarget)

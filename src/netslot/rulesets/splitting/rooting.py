@@ -20,7 +20,7 @@ from netslot.rulesets.proof.tagged import Filed, FiledRuleset
 from netslot.rulesets.splitting.merging import General, Generaliser, Text, merged, plain
 from netslot.rulesets.splitting.naming import Naming
 from netslot.rulesets.splitting.plan import CannotSplit, Plan
-from netslot.rulesets.splitting.publishing import key, mappable
+from netslot.rulesets.splitting.publishing import Maps
 from netslot.rulesets.splitting.sets import SetRules
 from netslot.rulesets.splitting.slots import Matches, is_slots_own
 from netslot.rulesets.write import rule_text
@@ -53,8 +53,7 @@ class RootWriter:
         self._first = {kind: tenant for tenant, kind in reversed(list(enumerate(kinds)))}
         self._class_chains: dict[str, list[str]] = {}
         self.set_rules = SetRules(naming.places, self._family)
-        self.published: list[Rule] = []
-        self.published_first = True
+        self.maps = Maps(naming.places, self._family, plan)
 
     def write(self) -> str:
         """The text for iptables-restore."""
@@ -102,7 +101,8 @@ class RootWriter:
         owner = self._filed.chain_owner.get((table, chain.name), NOBODY)
         if owner != NOBODY:
             return self._own_chain(table, chain.name, items)
-        self._map(table, chain.name, items)
+        if table == "nat":
+            self.maps.take(chain.name, items)
         body = self._doors() if (table, chain.name) == ("filter", "FORWARD") else []
         pending: list[Filed] = []
         for item in items:
@@ -145,20 +145,6 @@ class RootWriter:
     def _move(self, table: str, chain: str, rule: Rule) -> None:
         why = "its slot decides by it; root keeps one copy for all tenants, for packets between them"
         self._plan.settle(self._family, table, chain, rule, "moved", f"slot {table}", why)
-
-    def _map(self, table: str, chain: str, items: list[Filed]) -> None:
-        if (table, chain) != ("nat", "PREROUTING"):
-            return
-        ones = (1 << (32 if self._family == 4 else 128)) - 1
-        fitting, self.published_first = mappable(items, self._naming.places, ones)
-        seen: set[tuple[m.Match, ...]] = set()
-        for item in fitting:
-            name = key(item.rule)
-            if name not in seen:
-                seen.add(name)
-                self.published.append(item.rule)
-            why = "a port is published before routing has chosen the tenant; one rule with a map says it for all"
-            self._plan.settle(self._family, table, chain, item.rule, "mapped", "root, in a map", why)
 
     def _segment(self, table: str, chain: str, pending: list[Filed]) -> list[str]:
         """Tenants' rules between two common ones: those that the slots repeat count as moved, others as merged."""

@@ -15,7 +15,7 @@ from netslot.rulesets import targets as t
 from netslot.rulesets.ipsets import PREFIX, IpSet, Part
 from netslot.rulesets.model import Chain, Family, Rule
 from netslot.rulesets.proof.places import NOBODY, Places
-from netslot.rulesets.proof.tagged import Filed, FiledRuleset
+from netslot.rulesets.proof.tagged import FiledRuleset
 from netslot.rulesets.splitting.gathering import (
     NEUTRAL,
     Aim,
@@ -27,8 +27,7 @@ from netslot.rulesets.splitting.gathering import (
     parts_of,
 )
 from netslot.rulesets.splitting.plan import Fate, Plan
-from netslot.rulesets.splitting.publishing import key, mappable
-from netslot.rulesets.values import ALL_ONES
+from netslot.rulesets.splitting.publishing import Maps
 from netslot.rulesets.write import rule_text
 
 _DEEPEST = 8
@@ -92,8 +91,7 @@ class SetsWriter:
         self._twins: dict[tuple[str, int, tuple[m.Side, ...]], _Twins] = {}
         self._written: dict[str, list[str]] = {}
         self.set_rules = SetRules(places, self._family)
-        self.published: list[Rule] = []
-        self.published_first = True
+        self.maps = Maps(places, self._family, plan)
 
     def write(self) -> str:
         """The text for iptables-restore."""
@@ -116,24 +114,14 @@ class SetsWriter:
 
     def _chain(self, chain: Chain) -> list[str]:
         items = self._filed.chains[self._table, chain.name]
-        if (self._table, chain.name) == ("nat", "PREROUTING"):
-            self._map(items)
+        if self._table == "nat":
+            self.maps.take(chain.name, items)
         left = [item for item in items if self._plan.fate(item.rule) != "mapped"]
         gatherer = Gatherer(self._places, self._family, self._aim)
         texts: list[str] = []
         for group in gatherer.gather([(item.rule, item.tenant) for item in left]):
             texts += self._group(chain.name, group)
         return texts
-
-    def _map(self, items: list[Filed]) -> None:
-        fitting, self.published_first = mappable(items, self._places, ALL_ONES[self._family])
-        seen: set[tuple[m.Match, ...]] = set()
-        for item in fitting:
-            if key(item.rule) not in seen:
-                seen.add(key(item.rule))
-                self.published.append(item.rule)
-            why = "a port is published before routing has chosen the tenant; one rule with a map says it for all"
-            self._settle("PREROUTING", item.rule, "mapped", "root, in a map", why)
 
     def _group(self, chain: str, group: Group) -> list[str]:
         """The rule that stands for a group, or the group's rules as they were."""

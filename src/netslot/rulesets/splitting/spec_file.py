@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from netslot.rulesets.model import Dump, Family
-from netslot.rulesets.proof.arrangement import HOST, MANIFEST, PUBLISH, ROOT
+from netslot.rulesets.proof.arrangement import HOST, MANIFEST, ROOT
 from netslot.rulesets.proof.places import Places
 from netslot.rulesets.proof.spec_says import SPEC
+from netslot.rulesets.published import PUBLISH
 from netslot.rulesets.splitting.plan import Plan
 from netslot.rulesets.tenants import Tenant
 from netslot.rulesets.values import ALL_ONES, address_text, network_text, prefix_length
