@@ -19,7 +19,7 @@ from netslot.bench import demo, provision, skew, slot_rules, stage
 from netslot.bench.field import prepare_root
 from netslot.bench.floor import PHASES, Floor
 from netslot.bench.yard import Yard, host_spec, may_make_taps, plan_of
-from netslot.host import links
+from netslot.host import expectation, links
 from netslot.kernel import cgroupfs, netlink, netns
 from netslot.spec.model import HostSpec
 
@@ -112,9 +112,9 @@ def _compare() -> int:
     with netlink.Socket() as sock:
         roots = links.read_root(sock)
     ours, bare = plan_of(spec, 1), plan_of(spec, 2)
-    expected = links.Expectation(ours, _state(spec, 1), roots[ours.root_if])
-    found = list(links.differences(expected.slot(bare), _state(spec, 2)))
-    found += links.differences(expected.root(bare), roots[bare.root_if])
+    expected = expectation.Expectation(ours, _state(spec, 1), roots[ours.root_if])
+    found = list(expectation.differences(expected.slot(bare), _state(spec, 2)))
+    found += expectation.differences(expected.root(bare), roots[bare.root_if])
     inside = netns.open_named(bare.netns)
     with netns.entered(inside):
         found += [(one.where, one.what) for one in die.read(bare.values, {})]

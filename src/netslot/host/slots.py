@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from netslot.errors import KernelError, NetslotError
 from netslot.host import links, strange
+from netslot.host.expectation import Expectation
 from netslot.host.plan import GUEST, LOOPBACK, UPLINK, SlotPlan, own_values, parse_tag
 from netslot.kernel import conntrack, netns, sockets
 from netslot.kernel import rtnetlink as rt
@@ -40,7 +41,7 @@ class Template:
     packets to leave a link before it changes the link's queues and hooks (dev_deactivate_many())."""
     late: Sequence[Die]
     """Stamped when the slot's own links are up, as routes need, but root's end is not yet."""
-    expectation: links.Expectation | None = field(default=None)
+    expectation: Expectation | None = field(default=None)
     at_birth: Sequence[Request] = ()
     """What the dies ask for together with the uplink."""
 

@@ -11,6 +11,7 @@ from functools import partial
 
 from netslot.errors import SpecError
 from netslot.host import links
+from netslot.host.expectation import Expectation
 from netslot.host.plan import GUEST, UPLINK, SlotPlan
 from netslot.host.slots import Template, Workshop
 from netslot.kernel import cgroupfs, netns
@@ -137,13 +138,13 @@ def _iptables(of: ClassSpec, samples: Sequence[Values], defaults: Parameters) ->
     )
 
 
-def _learn(sample: SlotPlan) -> links.Expectation:
+def _learn(sample: SlotPlan) -> Expectation:
     """Build one slot beside a scratch root namespace, without its policies, and look at it."""
     with netns.Worker() as scratch:
         return scratch.run(_learn_here, sample)
 
 
-def _learn_here(sample: SlotPlan) -> links.Expectation:
+def _learn_here(sample: SlotPlan) -> Expectation:
     with netns.fresh():
         root_fd = netns.open_own()
     try:
@@ -153,7 +154,7 @@ def _learn_here(sample: SlotPlan) -> links.Expectation:
         os.close(root_fd)
 
 
-def _build_and_read(sample: SlotPlan) -> links.Expectation:
+def _build_and_read(sample: SlotPlan) -> Expectation:
     workshop = Workshop()
     try:
         with workshop.unseen(sample, Template((), ())) as (slot_fd, _):
@@ -162,7 +163,7 @@ def _build_and_read(sample: SlotPlan) -> links.Expectation:
             while sample.ipv6 and before != now:  # IPv6 adds its local routes a moment after the address
                 time.sleep(_SETTLE_SECONDS)
                 before, now = now, read()
-        return links.Expectation(sample, *now)
+        return Expectation(sample, *now)
     finally:
         workshop.close()
 
