@@ -213,7 +213,8 @@ def _print(result: Audit) -> None:
     else:
         click.echo(f"{result.rules:,} rules; no tenant can be recognised in them")
         click.echo("name tenants with --tenants FILE if there are some")
-    click.echo(f"A packet is tested against up to {result.walks.longest:,} rules on its way through the host.\n")
+    longest = _count(result.walks.longest, "rule")
+    click.echo(f"A packet is tested against up to {longest} on its way through the host.\n")
     _print_chains(result)
     if result.findings:
         click.echo("\nWhat stands out")

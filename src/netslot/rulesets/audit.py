@@ -172,11 +172,12 @@ def _rules_in_line(attribution: Attribution, cost: ChainCost) -> int:
 
 
 def _what_next(attribution: Attribution) -> list[Finding]:
-    """What one more tenant costs: as much as the tenant in the middle."""
+    """What one more tenant costs: as much as the one in the middle of those that have rules."""
     per_tenant, _, _ = attribution.counts()
-    if not per_tenant:
+    if not any(per_tenant):
         return []
-    median = sorted(range(len(per_tenant)), key=per_tenant.__getitem__)[len(per_tenant) // 2]
+    named = [tenant for tenant, rules in enumerate(per_tenant) if rules]
+    median = sorted(named, key=per_tenant.__getitem__)[len(named) // 2]
     changed = {
         (ruleset.family, table.name): sum(len(chain.rules) for chain in table.chains.values())
         for ruleset in attribution.dump.rulesets

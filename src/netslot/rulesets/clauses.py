@@ -53,7 +53,18 @@ BASIC = {
 }
 """Options that begin a clause, and the short form of each."""
 
-FREE_TEXT = frozenset(("--comment", "--log-prefix", "--nflog-prefix", "--ulog-prefix", "--string", "--algo"))
+FREE_TEXT = frozenset(
+    (
+        "--comment",
+        "--log-prefix",
+        "--nflog-prefix",
+        "--ulog-prefix",
+        "--string",
+        "--algo",
+        "--physdev-in",
+        "--physdev-out",
+    )
+)
 """Options whose value may look like an option."""
 
 _CUT = re.compile(r" (?=(?:! )?-[sdiopmjg] )")
@@ -285,16 +296,20 @@ class ClauseParser:
 def split_clauses(words: list[str]) -> list[tuple[str, ...]]:
     """Cut the words of a rule before each basic option (and the ``!`` in front of it)."""
     pieces: list[tuple[str, ...]] = []
-    start = 0
+    start, value = 0, -1  # value: place of a word that is one, whatever it looks like
     for place, word in enumerate(words):
-        if word in BASIC and place > start:
-            previous = words[place - 1]
-            if previous in FREE_TEXT or (word == "--proto" and words[start : start + 2] == _POLICY):
-                continue
-            cut = place - 1 if previous == "!" else place
-            if cut > start:
-                pieces.append(tuple(words[start:cut]))
-                start = cut
+        if place == value:
+            continue
+        if word in FREE_TEXT:
+            value = place + 1
+        elif word in BASIC:
+            if place > start and not (word == "--proto" and words[start : start + 2] == _POLICY):
+                cut = place - 1 if words[place - 1] == "!" and value != place - 1 else place
+                if cut > start:
+                    pieces.append(tuple(words[start:cut]))
+                    start = cut
+            if BASIC[word] in ("-i", "-o"):
+                value = place + 1
     if start < len(words):
         pieces.append(tuple(words[start:]))
     return pieces
@@ -317,7 +332,7 @@ def scan_options(words: tuple[str, ...], arity: Mapping[str, int]) -> tuple[list
             name = joined
         if name in arity:
             values_ = words[place + 1 : place + 1 + arity[name]]
-            if values_ and values_[0] == "!":
+            if values_ and values_[0] == "!" and (name not in FREE_TEXT or len(words) > place + 2):
                 negated = not negated
                 place += 1
                 values_ = words[place + 1 : place + 1 + arity[name]]

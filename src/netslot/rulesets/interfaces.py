@@ -14,7 +14,7 @@ class Kind(Enum):
 
 
 _GUEST = re.compile(
-    r"tap.+|macvtap\d+|vnet\d+|veth.+|vif[1-9]\d*\.\d+|cali[0-9a-f]+|lxc[0-9a-f_]+|qv[bo].+"
+    r"tap.+|[\w-]*tap[-_.]?\d+|macvtap\d+|vnet\d+|veth.+|vif[1-9]\d*\.\d+|cali[0-9a-f]+|lxc[0-9a-f_]+|qv[bo].+"
     r"|fw(?:ln|pr)\d+[ip]\d+|fc.*\d+|v[be]-.+|azv[0-9a-f]+|eni[0-9a-f]{11}|slot\d+.*|vm[-_]?\d+|ns[-_]?\d+"
 )
 """qemu/libvirt/Firecracker taps, Xen vifs (domain 0 is the host), Calico, LXC/Cilium, Neutron's veth halves,

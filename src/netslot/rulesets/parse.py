@@ -277,6 +277,8 @@ class _Reader:
         self._new_chain(words[0], words[1], counters)
 
     def _new_chain(self, name: str, policy: str, counters: Counters | None) -> None:
+        if not name or name[0] in "-!" or " " in name:
+            raise ValueError(f"'{name}' is no name of a chain; expected one word that does not begin with - or !")
         if name in self._chains:
             raise ValueError(f"chain {name} is declared twice in table {self._table}")
         builtin = name in BUILTIN_CHAINS

@@ -66,7 +66,7 @@ def _nat_range(text: str, family: Family) -> tuple[tuple[int, int] | None, tuple
             addresses, _, rest = text.replace("[", "").rpartition("]")
             addresses = addresses.replace("]", "")
         port_text = rest.removeprefix(":")
-    elif family == 6:
+    elif family == 6 and (text.startswith("::") or not text.startswith(":")):
         addresses = text
     else:
         addresses, _, port_text = text.partition(":")
@@ -80,8 +80,11 @@ def _port_range(text: str) -> tuple[tuple[int, int], int | None]:
     return values.span(ports, 65535, "-"), values.number(base, 65535) if slash else None
 
 
-def _translation(make: Callable[[t.NatTarget], t.Target]) -> Builder:
+def _translation(make: Callable[[t.NatTarget], t.Target], long: str) -> Builder:
+    """``long`` is what ``--to``, as people write it, is short for."""
+
     def build(name: str, options: list[Option], family: Family) -> t.Target:
+        options = [option._replace(name=long) if option.name == "--to" else option for option in options]
         try:
             to = _nat(options, family)
         except values.NameNotNumber:
@@ -152,14 +155,16 @@ def _ct(name: str, options: list[Option], _family: Family) -> t.Target:
 
 
 _MARKS = dict.fromkeys(("--set-xmark", "--set-mark", "--and-mark", "--or-mark", "--xor-mark"), 1)
-_NAT_FLAGS = {"--random": 0, "--random-fully": 0, "--persistent": 0}
+_NAT_OPTIONS = {"--to": 1, "--random": 0, "--random-fully": 0, "--persistent": 0}
 
 TARGETS: dict[str, TargetKind] = {
     "REJECT": TargetKind({"--reject-with": 1}, _reject),
-    "DNAT": TargetKind({"--to-destination": 1, **_NAT_FLAGS}, _translation(t.Dnat)),
-    "SNAT": TargetKind({"--to-source": 1, **_NAT_FLAGS}, _translation(t.Snat)),
-    "MASQUERADE": TargetKind({"--to-ports": 1, "--to-port": 1, **_NAT_FLAGS}, _translation(t.Masquerade)),
-    "REDIRECT": TargetKind({"--to-ports": 1, "--to-port": 1, **_NAT_FLAGS}, _translation(t.Redirect)),
+    "DNAT": TargetKind({"--to-destination": 1, **_NAT_OPTIONS}, _translation(t.Dnat, "--to-destination")),
+    "SNAT": TargetKind({"--to-source": 1, **_NAT_OPTIONS}, _translation(t.Snat, "--to-source")),
+    "MASQUERADE": TargetKind(
+        {"--to-ports": 1, "--to-port": 1, **_NAT_OPTIONS}, _translation(t.Masquerade, "--to-ports")
+    ),
+    "REDIRECT": TargetKind({"--to-ports": 1, "--to-port": 1, **_NAT_OPTIONS}, _translation(t.Redirect, "--to-ports")),
     "NETMAP": TargetKind({"--to": 1}, _netmap),
     "MARK": TargetKind(_MARKS, _mark),
     "CONNMARK": TargetKind(

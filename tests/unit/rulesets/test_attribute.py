@@ -9,6 +9,7 @@ import pytest
 from dumps import each_dump
 from netslot.rulesets.attribute import GLOBAL, SHARED, Attribution, attribute
 from netslot.rulesets.classes import classes_of
+from netslot.rulesets.interfaces import Kind, kind
 from netslot.rulesets.parse import parse
 from netslot.rulesets.tenants import Tenant, TenantAddress, parse_tenants
 from unit.rulesets.shapes import ALL, DOCKER, KUBE_ROUTER, NEUTRON, PROXMOX, Shape
@@ -106,6 +107,20 @@ def test_given_tenants_are_taken_as_they_are() -> None:
     assert _owner(attribution, "FORWARD -s 203.0.113.64/28 -j ACCEPT") == "alice"
     assert _owner(attribution, "FORWARD -s 203.0.113.70/32 -j ACCEPT") == "alice"
     assert _owner(attribution, "FORWARD -i tap9 -j DROP") == "global"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("vmtap0", Kind.GUEST),
+        ("e2b-tap-3", Kind.GUEST),
+        ("fc_tap3", Kind.GUEST),
+        ("vethwe-bridge", Kind.HOST),
+        ("vethwepl1234", Kind.GUEST),
+    ],
+)
+def test_what_a_name_says(name: str, expected: Kind) -> None:
+    assert kind(name) is expected
 
 
 @pytest.mark.parametrize(

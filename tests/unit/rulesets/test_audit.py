@@ -47,6 +47,17 @@ def test_every_finding_names_what_it_counts() -> None:
     assert any("60 rules of 60 tenants" in text for text in grows)  # the spoof rule in raw
 
 
+def test_tenants_without_rules_do_not_speak_for_one_more() -> None:
+    text = "*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -i tap1 -j DROP\n-A FORWARD -j ACCEPT\nCOMMIT\n"
+    people = parse_tenants(
+        '[{"name": "a", "interfaces": ["tap1"]}, {"name": "b", "interfaces": ["tap2"]},'
+        ' {"name": "c", "interfaces": ["tap3"]}]'
+    )
+    found = {finding.kind: finding.text for finding in audit(parse(text), people).findings}
+    assert found["one more"].startswith("one more tenant like a adds 1 rule to filter;")
+    assert "one more" not in {finding.kind for finding in audit(parse(text), people[1:]).findings}
+
+
 def test_the_longest_walk_is_no_longer_than_all_rules_and_as_long_as_the_worst_chain() -> None:
     result = audit(parse(make_host(60).text))
     worst = max(spread["worst"].tested for chain in result.chains for spread in chain.states.values())

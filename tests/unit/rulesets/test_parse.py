@@ -106,6 +106,21 @@ def test_targets(text: str, target: t.Target) -> None:
     assert _rule(text).target == target
 
 
+@pytest.mark.parametrize(
+    ("text", "family", "target"),
+    [
+        ("DNAT --to 10.0.0.2:80", 4, t.Dnat(t.NatTarget((0x0A000002, 0x0A000002), (80, 80)))),
+        ("SNAT --to 10.0.0.2", 4, t.Snat(t.NatTarget((0x0A000002, 0x0A000002)))),
+        ("REDIRECT --to 8080", 4, t.Redirect(t.NatTarget(None, (8080, 8080)))),
+        ("DNAT --to-destination :36712", 6, t.Dnat(t.NatTarget(None, (36712, 36712)))),
+        ("DNAT --to-destination ::1", 6, t.Dnat(t.NatTarget((1, 1)))),
+        ("DNAT --to-destination [::1]:80", 6, t.Dnat(t.NatTarget((1, 1), (80, 80)))),
+    ],
+)
+def test_translations_in_short_and_of_ports_only(text: str, family: int, target: t.Target) -> None:
+    assert _rule(f"-p tcp -j {text}", family).target == target
+
+
 def test_conditions_that_are_always_true_are_none() -> None:
     assert _rule('-s 0.0.0.0/0 -i + -p all -m comment --comment "all of it" -m tcp -j ACCEPT').matches == ()
 
@@ -118,6 +133,17 @@ def test_comments_keep_blanks_quotes_and_dashes() -> None:
     rule = _rule(r'-m comment --comment "pod\'s \"own\" -j DROP" -m comment --comment -s -j ACCEPT')
     assert rule.comment == 'pod\'s "own" -j DROP -s'
     assert rule.target == t.Accept()
+
+
+def test_a_comment_may_be_a_sign() -> None:
+    rule = _rule('-m comment --comment "!" -s 10.0.0.1/32 -j DROP')
+    assert (rule.comment, rule.matches) == ("!", (m.Address("src", 0x0A000001, 0xFFFFFFFF),))
+
+
+def test_a_link_may_be_called_like_an_option() -> None:
+    names = m.Interface("in", "-m"), m.Interface("out", "-j", negated=True)
+    assert _rule("-i -m ! -o -j -j DROP").matches == names
+    assert parse("*filter\n-A INPUT -i -m\nCOMMIT\n").rulesets[0].rule_count() == 1
 
 
 def test_options_of_a_match_may_stand_behind_another() -> None:
@@ -237,6 +263,9 @@ _HEAD = "*filter\n:FORWARD ACCEPT [0:0]\n"
         (_HEAD + ":INPUT MAYBE [0:0]\nCOMMIT\n", 3, "expected ACCEPT or DROP"),
         (_HEAD + "[x] -A FORWARD -j DROP\nCOMMIT\n", 3, "packets:bytes"),
         (_HEAD + "gibberish\nCOMMIT\n", 3, "not understood"),
+        (_HEAD + "-N\nCOMMIT\n", 3, "no name of a chain"),
+        (_HEAD + "-N two words\nCOMMIT\n", 3, "no name of a chain"),
+        (_HEAD + ": - [0:0]\nCOMMIT\n", 3, "no name of a chain"),
         (_HEAD + "-F FORWARD\nCOMMIT\n", 3, "edits a ruleset"),
         ("-P INPUT ACCEPT\n-A INPUT -j DROP\n", 1, "iptables -S"),
         ("table inet filter {\n}\n", 1, "nftables ruleset"),
