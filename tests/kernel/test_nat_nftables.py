@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import socket
+import struct
+import time
 from functools import partial
+
+import pytest
 
 import lab
 import packets as p
@@ -69,3 +73,124 @@ def test_only_the_guest_leaves_and_only_by_the_slots_address_is_it_reached() -> 
         assert wire.received(lambda frame: b"direct" in frame, 0.2) is None
         wire.close()
         outside.close()
+
+
+def _far(root: lab.Net, far: lab.Net) -> None:
+    """Move the outside's addresses behind a link of root's that is narrower."""
+    root.ip(
+        f"addr del {lab.OUTSIDE4}/32 dev lo",
+        f"addr del {lab.OUTSIDE6}/128 dev lo",
+        f"link add out type veth peer name in netns {far.name}",
+        "link set out addrgenmode none",
+        "addr add fe80::1/64 dev out nodad",  # neighbours are asked for from here
+        "addr add 198.51.100.1/24 dev out",
+        "addr add 2001:db8::1/64 dev out nodad",
+        "link set out up mtu 1300",
+    )
+    root.sysctl(ipv4__ip_forward=1, ipv6__conf__all__forwarding=1)
+    far.ip(
+        "link set in addrgenmode none",
+        "addr add fe80::2/64 dev in nodad",
+        f"addr add {lab.OUTSIDE4}/24 dev in",
+        f"addr add {lab.OUTSIDE6}/64 dev in nodad",
+        "link set in up mtu 1500",
+        "route add default via 198.51.100.1",
+        "route add default via 2001:db8::1",
+    )
+    root.wait_for_carrier("out")
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_path_mtu_discovery_through_nat(version: int) -> None:
+    """Root's 'too big' quotes the translated packet; the guest must believe that it is about its own."""
+    outside, family = ((lab.OUTSIDE4, socket.AF_INET), (lab.OUTSIDE6, socket.AF_INET6))[version == 6]
+    level, discover, mtu = (socket.IPPROTO_IP, 10, 14) if version == 4 else (socket.IPPROTO_IPV6, 23, 24)
+    die = nat.cast([lab.VALUES])
+    assert die.fallback is None
+    with lab.slot() as (root, middle, guest), lab.Net("far") as far:
+        middle.run(die.stamp, lab.VALUES)
+        assert middle.run(die.read, lab.VALUES, {}) == []
+        _far(root, far)
+        with guest.socket(socket.SOCK_DGRAM, family) as sender:
+            sender.setsockopt(level, discover, 2)  # IP_PMTUDISC_DO
+            sender.connect((outside, 9))
+            sender.send(bytes(1400))
+            deadline = time.monotonic() + 3
+            while sender.getsockopt(level, mtu) != 1300 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert sender.getsockopt(level, mtu) == 1300
+        server = lab.Echo(far, outside)
+        with guest.socket(family=family) as client:
+            client.settimeout(3)
+            client.connect((outside, 7000))
+            peer, _ = server.tcp.accept()
+            client.sendall(bytes(100_000))
+            peer.settimeout(3)
+            got = 0
+            while got < 100_000:
+                got += len(peer.recv(100_000))
+            peer.close()
+        server.close()
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_errors_of_others_and_of_the_guest_are_believed(version: int) -> None:
+    """'Port unreachable' in both directions reaches the socket that sent the datagram: refused, not lost."""
+    outside, own = ((lab.OUTSIDE4, lab.SLOT4), (lab.OUTSIDE6, lab.SLOT6))[version == 6]
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    die = nat.cast([lab.VALUES])
+    with lab.slot() as (root, middle, guest):
+        middle.run(die.stamp, lab.VALUES)
+        for sender, address in ((guest, outside), (root, own)):
+            with sender.socket(socket.SOCK_DGRAM, family) as sock:
+                sock.settimeout(2)
+                sock.connect((address, 9))
+                sock.send(b"x")
+                with pytest.raises(ConnectionRefusedError):
+                    sock.recv(10)
+
+
+@pytest.mark.parametrize("quoted", [20, 28, 60])
+def test_what_an_error_quotes_is_right_to_the_last_sum(quoted: int) -> None:
+    """By hand, with a quote cut short: addresses, the quoted header's checksum and the message's own."""
+    die = nat.cast([lab.VALUES])
+    with lab.slot() as (root, middle, guest):
+        middle.run(die.stamp, lab.VALUES)
+        outside, inside = lab.Wire(root, "slot1"), lab.Wire(guest, "eth0")
+        for sender, receiver, source, target, wanted in (
+            (outside, inside, lab.OUTSIDE4, lab.SLOT4, lab.GUEST4),
+            (inside, outside, lab.GUEST4, lab.OUTSIDE4, lab.SLOT4),
+        ):
+            told = (target, source) if sender is outside else (lab.OUTSIDE4, lab.GUEST4)
+            inner = p.ipv4(*told, p.UDP, p.udp(*told, 5, 9, bytes(40)))[:quoted]
+            body = struct.pack(">BBHI", 11, 0, 0, 0) + inner
+            body = body[:2] + struct.pack(">H", p.checksum(body)) + body[4:]
+            macs = ("up0", "slot1") if sender is outside else ("in0", "eth0")
+            packet = p.ipv4(source, target, 1, body)
+            sender.send(p.ethernet(lab.MACS[macs[0]], lab.MACS[macs[1]], p.ETH_P_IP, packet))
+            frame = receiver.received(lambda f: f[12:14] == b"\x08\x00" and f[23] == 1, 1)
+            assert frame is not None
+            message = frame[34:]
+            assert p.checksum(message[: 8 + quoted]) == 0, "the message's checksum"
+            header = message[8:28]
+            assert p.checksum(header) == 0, "the quoted header's"
+            place = 12 if sender is outside else 16
+            assert socket.inet_ntoa(header[place : place + 4]) == wanted
+        outside.close()
+        inside.close()
+
+
+def test_fragments_of_ipv6_arrive() -> None:
+    die = nat.cast([lab.VALUES])
+    with lab.slot() as (root, middle, guest):
+        middle.run(die.stamp, lab.VALUES)
+        server = lab.Echo(root, lab.OUTSIDE6)
+        sender = guest.socket(socket.SOCK_DGRAM, socket.AF_INET6)
+        sender.sendto(b"x" * 4000, (lab.OUTSIDE6, 7000))
+        data, address = server.udp.recvfrom(5000)
+        assert (data, address[0]) == (b"x" * 4000, lab.SLOT6)
+        server.udp.sendto(b"y" * 4000, address)
+        sender.settimeout(2)
+        assert sender.recv(5000) == b"y" * 4000
+        sender.close()
+        server.close()

@@ -121,7 +121,7 @@ def test_a_tunnel_for_one_tenant_only(slot: Slot) -> None:
     assert sent(middle, "vpn0") <= passed + 1
     assert middle.run(die.read, lab.VALUES, {}) == []
     middle.ip("link del vpn0")
-    assert "look up link vpn0" in str(middle.run(die.read, lab.VALUES, {})[0])
+    assert "tunnel vpn0 is missing" in str(middle.run(die.read, lab.VALUES, {})[0])
     middle.run(die.reset, lab.VALUES)
     assert middle.run(die.read, lab.VALUES, {}) == []
     server.close()

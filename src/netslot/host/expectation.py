@@ -42,7 +42,7 @@ class Expectation:
         own = _marks(plan)[1:]  # root's end may be called as some link in the slot is
         if self._alike.holds(own, answers.all()):
             return []
-        found, wanted = state_of(answers), self.slot(plan)
+        found, wanted = state_of(answers, plan), self.slot(plan)
         if found != wanted:
             return list(differences(wanted, found))
         self._alike.learn(own, answers.all())

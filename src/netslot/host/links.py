@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import functools
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from ipaddress import IPv6Network, ip_address, ip_interface
 from typing import NamedTuple, TypeVar
 
@@ -19,6 +19,7 @@ from netslot.kernel import fib, tun
 from netslot.kernel import rtnetlink as rt
 from netslot.kernel.netlink import Message, Request, Socket
 from netslot.kernel.sysctl import Sysctls
+from netslot.kernel.tunnels import FALLBACK
 from netslot.spec.model import ClassSpec, HostSpec
 
 T = TypeVar("T", rt.AddressRecord, rt.RouteRecord, rt.NeighbourRecord)
@@ -291,18 +292,35 @@ def ask(plan: SlotPlan, sock: Socket) -> Answers:
 
 def read(plan: SlotPlan, sock: Socket) -> State:
     """What :func:`ask` gives, as a state: see :func:`state_of`."""
-    return state_of(ask(plan, sock))
+    return state_of(ask(plan, sock), plan)
 
 
-def state_of(answers: Answers) -> State:
-    """A slot's state, without routes of the routes policy, which looks after its own, and without carriers,
+def state_of(answers: Answers, plan: SlotPlan) -> State:
+    """A slot's state, without links and routes of the routes policy, which looks after its own, and without carriers,
     which are the workload's."""
+    links = [rt.parse_link(message) for message in answers.links]
+    outside = apart(plan, links)
+    ours = fib.PROTOCOL if plan.of.routes is not None else None
+    addresses = map(rt.parse_address, answers.addresses)
     return State(
-        {link.ifindex: link._replace(carrier=False) for link in map(rt.parse_link, answers.links)},
-        frozenset(map(rt.parse_address, answers.addresses)),
-        frozenset(route for route in rt.parse_routes(answers.routes) if route.protocol != fib.PROTOCOL),
+        {link.ifindex: link._replace(carrier=False) for link in links if link.ifindex not in outside},
+        frozenset(record for record in addresses if record.link not in outside),
+        frozenset(route for route in rt.parse_routes(answers.routes) if not _apart(route, outside, ours)),
         frozenset(map(rt.parse_neighbour, answers.neighbours)),
     )
+
+
+def apart(plan: SlotPlan, links: Iterable[rt.Link]) -> frozenset[int]:
+    """The indexes of links that are not looked at here: tunnels of the routes policy, and the kernel's own."""
+    tunnels = {tunnel.name for tunnel in plan.of.routes.tunnels} if plan.of.routes is not None else set[str]()
+    return frozenset(
+        link.ifindex for link in links if link.name in tunnels or (link.name in FALLBACK and not link.up)
+    )
+
+
+def _apart(route: rt.RouteRecord, links: frozenset[int], ours: int | None) -> bool:
+    """Routes of the routes policy, and those that the kernel adds for addresses of its tunnels."""
+    return route.protocol == ours or (route.link in links and route.protocol == rt.RTPROT_KERNEL)
 
 
 def _neighbours_asked(plan: SlotPlan) -> list[Request]:
@@ -375,8 +393,8 @@ def mend(plan: SlotPlan, wanted: State, slot: Socket) -> None:
     found = read(plan, slot)
     requests = [rt.delete_link(index) for index in sorted(found.links.keys() - wanted.links.keys())]
     gone = {errno.ENODEV, errno.ESRCH, errno.ENOENT, errno.EADDRNOTAVAIL}
-    ours = fib.PROTOCOL
-    requests += rt.delete_routes(slot, lambda each: each.protocol != ours and each not in wanted.routes)
+    ours, outside = fib.PROTOCOL if plan.of.routes is not None else None, apart(plan, rt.links(slot))
+    requests += rt.delete_routes(slot, lambda each: not _apart(each, outside, ours) and each not in wanted.routes)
     for record in found.addresses - wanted.addresses:
         address = ip_interface((ip_address(record.address), record.prefix_length))
         requests.append(rt.delete_address(record.link, address))

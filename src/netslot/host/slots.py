@@ -327,7 +327,8 @@ def restore_links(plan: SlotPlan, workshop: Workshop, slot: Socket) -> None:
     """Make again those of the slot's links that are gone. The calling thread is in the slot."""
     there = {link.ifindex: link for link in rt.links(slot)}
     wanted = {UPLINK: plan.uplink_if, GUEST: plan.guest_if}
-    wrong = [link for link in there.values() if link.ifindex != LOOPBACK and wanted.get(link.ifindex) != link.name]
+    right = {LOOPBACK} | links.apart(plan, there.values())
+    wrong = [link for link in there.values() if link.ifindex not in right and wanted.get(link.ifindex) != link.name]
     # The other end of a pair goes with the first.
     slot.execute(rt.delete_link(link.ifindex)._replace(ignore=(errno.ENODEV,)) for link in wrong)
     names = {link.name for link in there.values() if link not in wrong}

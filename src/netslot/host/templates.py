@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from netslot.errors import SpecError
 from netslot.host import links
 from netslot.host.expectation import Expectation
 from netslot.host.plan import GUEST, UPLINK, SlotPlan
@@ -18,6 +17,7 @@ from netslot.kernel import cgroupfs, netns
 from netslot.kernel.netlink import Request, Socket
 from netslot.policy import bpf, cgroup, iptables, nat, nftables, rates, routes
 from netslot.policy.base import Die, Parameters, Values
+from netslot.policy.nft_programs import NftProgram
 from netslot.spec.model import ClassSpec, HostSpec
 from netslot.spec.policies import BpfSection
 
@@ -50,7 +50,11 @@ def cast(spec: HostSpec, of: ClassSpec, host_id: str) -> Template:
         at_birth = programs.at_birth(first)
     if of.rates is not None:
         early.append(rates.cast(of.rates, values=first, links=known))
-    late = [routes.cast(of.routes, values=first, defaults=defaults, links=known)] if of.routes is not None else []
+    late = (
+        [routes.cast(of.routes, values=first, defaults=defaults, links=known, directory=spec.file.parent)]
+        if of.routes is not None
+        else []
+    )
     return Template(early, late, _learn(sample), at_birth)
 
 
@@ -90,52 +94,75 @@ def _rules(of: ClassSpec, samples: Sequence[Values], defaults: Parameters) -> li
     All nf_tables rules of a slot are one die's, which takes every other table in the namespace for drift.
     """
     text, backend = _own_nft_text(of, samples[0]), of.rules.backend if of.rules else None
-    if text and backend == "iptables-nft":
-        hint = 'use backend = "nftables" or "iptables-legacy"'
-        raise SpecError(
-            "rates and NAT by nftables cannot be beside rules by iptables-nft", key="rules.backend", hint=hint
-        )
+    finish = nat.correct_checksums if of.nat.kind == "nftables" else None
+    own = NftProgram(text, "[rates] and [nat]", finish) if text else None
     dies: list[Die] = []
     if of.rules is not None and backend == "nftables" and of.rules.nft is not None:
-        dies.append(_nftables(of, of.rules.nft.text + text, samples, defaults, of.rules.nft.name))
-    elif text:
-        dies.append(_nftables(of, text, samples, defaults, "[rates] and [nat]"))
+        dies.append(_nftables(of, NftProgram(of.rules.nft.text + text, of.rules.nft.name, finish), samples, defaults))
+    elif own is not None and backend != "iptables-nft":
+        dies.append(_nftables(of, own, samples, defaults))
     if of.rules is not None and backend != "nftables":
-        dies.append(_iptables(of, samples, defaults))
+        dies.append(_iptables(of, own, samples, defaults))
     return dies
 
 
 def _own_nft_text(of: ClassSpec, values: Values) -> str:
-    text = nat.nft_text(ipv6="guest_address6" in values) if of.nat.kind == "nftables" else ""
+    counted = of.rates is not None and (of.rates.connections, of.rates.new_connections) != (None, None)
+    text = nat.nft_text(ipv6="guest_address6" in values, tracked=counted) if of.nat.kind == "nftables" else ""
     return text + (rates.nft_text(of.rates, inner="guest_if" in values) if of.rates is not None else "")
 
 
-def _nftables(of: ClassSpec, text: str, samples: Sequence[Values], defaults: Parameters, file: str) -> Die:
-    scalars = [name for name, parameter in of.parameters.items() if not parameter.is_list]
+def _nftables(of: ClassSpec, program: NftProgram, samples: Sequence[Values], defaults: Parameters) -> Die:
     lists = of.lists if of.rules is not None and of.rules.backend == "nftables" else {}
-    if of.rates is None:
-        return nftables.cast(text, samples=samples, lists=lists, defaults=defaults, scalars=scalars, file=file)
-    samples = [{**values, **rates.numbers(of.rates, values)} for values in samples]
-    scalars += rates.bindable(of.rates)
-    die = nftables.cast(text, samples=samples, lists=lists, defaults=defaults, scalars=scalars, file=file)
-    return rates.WithNumbers(die, of.rates)
-
-
-def _iptables(of: ClassSpec, samples: Sequence[Values], defaults: Parameters) -> Die:
-    assert of.rules is not None
-    scalars = [name for name, parameter in of.parameters.items() if not parameter.is_list]
-    lists, rules = of.lists, of.rules
-    compile_rules = iptables.cast if rules.backend == "iptables-legacy" else nftables.cast_iptables
-    return compile_rules(
-        rules.ipv4.text if rules.ipv4 else "",
-        rules.ipv6.text if rules.ipv6 else None,
-        samples=samples,
+    die = nftables.cast(
+        program.text,
+        samples=_with_numbers(of, samples),
         lists=lists,
         defaults=defaults,
-        scalars=scalars,
-        file=rules.ipv4.name if rules.ipv4 else "",
-        file6=rules.ipv6.name if rules.ipv6 else "",
+        scalars=_scalars(of),
+        file=program.file,
+        finish=program.finish,
     )
+    return die if of.rates is None else rates.WithNumbers(die, of.rates)
+
+
+def _with_numbers(of: ClassSpec, samples: Sequence[Values]) -> Sequence[Values]:
+    return samples if of.rates is None else [{**values, **rates.numbers(of.rates, values)} for values in samples]
+
+
+def _scalars(of: ClassSpec) -> list[str]:
+    own = [name for name, parameter in of.parameters.items() if not parameter.is_list]
+    return own if of.rates is None else own + rates.bindable(of.rates)
+
+
+def _iptables(of: ClassSpec, own: NftProgram | None, samples: Sequence[Values], defaults: Parameters) -> Die:
+    """``own`` are netslot's own nf_tables rules: beside those of iptables-nft they are in one die with them."""
+    assert of.rules is not None
+    rules = of.rules
+    texts = (rules.ipv4.text if rules.ipv4 else "", rules.ipv6.text if rules.ipv6 else None)
+    files = (rules.ipv4.name if rules.ipv4 else "", rules.ipv6.name if rules.ipv6 else "")
+    if rules.backend == "iptables-legacy":
+        scalars = [name for name, parameter in of.parameters.items() if not parameter.is_list]
+        return iptables.cast(
+            *texts,
+            samples=samples,
+            lists=of.lists,
+            defaults=defaults,
+            scalars=scalars,
+            file=files[0],
+            file6=files[1],
+        )
+    die = nftables.cast_iptables(
+        *texts,
+        samples=_with_numbers(of, samples),
+        lists=of.lists,
+        defaults=defaults,
+        scalars=_scalars(of),
+        file=files[0],
+        file6=files[1],
+        beside=own,
+    )
+    return die if of.rates is None or own is None else rates.WithNumbers(die, of.rates)
 
 
 def _learn(sample: SlotPlan) -> Expectation:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -45,10 +45,11 @@ class Program(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class NftProgram:
-    """Text for ``nft -f``."""
+    """Text for ``nft -f``; ``finish`` does to the loaded rules what the text cannot say."""
 
     text: str
     file: str
+    finish: Callable[[], None] | None = None
 
     def variables(self) -> frozenset[str]:
         return variables_in(self.text)
@@ -64,6 +65,8 @@ class NftProgram:
 
     def load(self, values: Values, content: Parameters) -> None:
         run_tool(["nft", "-f", "-"], render(self.text, values, file=self.file), self.file, _NFT_PLACE)
+        if self.finish is not None:
+            self.finish()
 
 
 def _composed(text: str) -> list[str]:
@@ -93,15 +96,19 @@ class IptablesProgram:
 
     sources: Sequence[Source]
     sets: tuple[CidrSet, ...]
+    beside: NftProgram | None = None
+    """Tables beside those of iptables-nft, which lets what is not its own alone."""
 
     def variables(self) -> frozenset[str]:
-        return frozenset().union(*(variables_in(source.fixed) for source in self.sources))
+        own = (variables_in(source.fixed) for source in self.sources)
+        return frozenset().union(*own, self.beside.variables() if self.beside is not None else ())
 
     def words(self) -> list[str]:
-        return [word for source in self.sources for word in _composed(source.fixed)]
+        own = [word for source in self.sources for word in _composed(source.fixed)]
+        return own + (self.beside.words() if self.beside is not None else [])
 
     def devices(self, values: Values) -> list[str]:
-        return []
+        return self.beside.devices(values) if self.beside is not None else []
 
     def prepare(self) -> None:
         if self.sets:
@@ -115,6 +122,8 @@ class IptablesProgram:
                 for index, parameter in source.port_lines.items()
             }
             self.restore(source, values, items)
+        if self.beside is not None:
+            self.beside.load(values, content)
 
     def restore(self, source: Source, values: Values, items: Mapping[int, Sequence[Mapping[str, str]]]) -> None:
         """Run one restore command; ``items`` are the ports that each line which stands for some stands for."""

@@ -7,7 +7,7 @@ the same objects into any number of slots, in one nfnetlink transaction each. Se
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from errno import EBUSY
 
 from netslot.errors import KernelError, UsageError
@@ -52,16 +52,18 @@ def cast(
     defaults: Parameters | None = None,
     scalars: Collection[str] | None = None,
     file: str = "slot.nft",
+    finish: Callable[[], None] | None = None,
 ) -> NftablesDie:
     """Compile rules as ``nft -f`` takes them, with variables ``${name}``, into a die.
 
     ``samples`` are the values of one or more slots, best the first, the last and some between. ``lists`` says
     which parameters are lists: ``cidrs`` fill the set NAME (and NAME6), ``ports`` the map or set NAME that the
     rules declare. ``defaults`` are what lists hold when no lease has bound them. ``scalars`` are the values
-    that ``bind`` may change; without it, any. SpecError, with file and line, when the tool refuses the rules or
+    that ``bind`` may change; without it, any. ``finish`` is called after the tool, in the namespace that it has
+    loaded the rules in. SpecError, with file and line, when the tool refuses the rules or
     a list's set is declared otherwise than its entries need; HostError without the tool.
     """
-    return _cast(NftProgram(text, file), samples, dict(lists or {}), dict(defaults or {}), scalars, (), file)
+    return _cast(NftProgram(text, file, finish), samples, dict(lists or {}), dict(defaults or {}), scalars, (), file)
 
 
 def cast_iptables(
@@ -74,8 +76,12 @@ def cast_iptables(
     scalars: Collection[str] | None = None,
     file: str = "slot.rules",
     file6: str = "slot.rules6",
+    beside: NftProgram | None = None,
 ) -> NftablesDie:
-    """Compile rule files in iptables-save form by the nft variants of the tools; arguments as for the legacy one."""
+    """Compile rule files in iptables-save form by the nft variants of the tools; arguments as for the legacy one.
+
+    ``beside`` are further tables for nft, which are one die with them: a namespace's nf_tables have one owner.
+    """
     kinds = dict(lists or {})
     ports = tuple(name for name, kind in kinds.items() if kind == PORTS)
     sources = [Source(xtables.IPV4, file, rules, ports)]
@@ -83,7 +89,7 @@ def cast_iptables(
         sources.append(Source(xtables.IPV6, file6, rules6, ports))
     used = frozenset(word for source in sources for word in words(source.text))
     sets = cidr_sets.sets_of((name for name, kind in kinds.items() if kind == CIDRS), used)
-    return _cast(IptablesProgram(sources, sets), samples, {}, dict(defaults or {}), scalars, sets, file)
+    return _cast(IptablesProgram(sources, sets, beside), samples, {}, dict(defaults or {}), scalars, sets, file)
 
 
 def _cast(

@@ -237,14 +237,18 @@ def nft_text(section: RatesSection, *, inner: bool) -> str:
     return _table(police, out, admit)
 
 
+_FIRST = "ct state new ct status & confirmed == 0"
+"""A connection's first packet: one that is never answered stays new, and every packet of it would count."""
+
+
 def _table(police: list[str], out: list[str], admit: list[str]) -> str:
     """Connections are judged where they enter the slot: from a link, or from a process in it; loopback is free."""
     chains: list[str] = []
     if admit:
         chains.append(_chain("admit", "", admit))
-        local = ['oifname != "lo" ct state new jump admit']
+        local = [f'oifname != "lo" {_FIRST} jump admit']
         chains.append(_chain("local", "type filter hook output priority -150;", local))
-        police = [*police, 'iifname != "lo" ct state new jump admit']
+        police = [*police, f'iifname != "lo" {_FIRST} jump admit']
     if police:
         chains.append(_chain("enter", "type filter hook prerouting priority -150;", police))
     if out:

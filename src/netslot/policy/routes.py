@@ -9,27 +9,35 @@ from __future__ import annotations
 import errno
 import functools
 import socket
-import struct
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import ip_address, ip_network
+from pathlib import Path
 
 from netslot.errors import KernelError, SpecError
-from netslot.kernel import fib, netlink, rtnetlink
+from netslot.kernel import fib, netlink
+from netslot.policy import tunnels
 from netslot.policy.base import NO_LINKS, Difference, Links, Parameters, Values
-from netslot.spec.policies import Route, RouteRule, RoutesSection, Tunnel
+from netslot.spec.policies import Route, RouteRule, RoutesSection
 from netslot.spec.render import render
 
-_ALIAS = "netslot tunnel"
 _PROTOCOLS = {"": 0, "icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58}
-_VXLAN_ID, _VXLAN_GROUP, _VXLAN_LOCAL, _VXLAN_PORT, _VXLAN_GROUP6, _VXLAN_LOCAL6 = 1, 2, 4, 15, 16, 17
 
 
-def cast(section: RoutesSection, *, values: Values, defaults: Parameters, links: Links = NO_LINKS) -> RoutesDie:
+def cast(
+    section: RoutesSection,
+    *,
+    values: Values,
+    defaults: Parameters,
+    links: Links = NO_LINKS,
+    directory: Path = Path(),
+) -> RoutesDie:
     """Check a template by working it out for one slot; ``defaults`` is what ``stamp`` binds. SpecError otherwise.
 
     ``links`` are the indexes that links are known to have in a fresh slot; of others the kernel is asked.
+    Paths of keys are relative to ``directory``. HostError when the kernel lacks a kind of tunnel.
     """
-    die = RoutesDie(section, defaults, links)
+    die = RoutesDie(section, defaults, links, directory)
+    tunnels.probe(tunnels.wanted(section.tunnels, values, directory))
     names = {values["uplink_if"], values.get("guest_if", ""), *(tunnel.name for tunnel in section.tunnels)}
     die.wanted_routes(values, defaults, dict.fromkeys(names, 1))
     die.wanted_rules(values)
@@ -43,6 +51,7 @@ class RoutesDie:
     section: RoutesSection
     defaults: Parameters
     links: Links
+    directory: Path
 
     @property
     def rules(self) -> int:
@@ -55,35 +64,41 @@ class RoutesDie:
 
     def stamp(self, values: Values) -> None:
         with netlink.here() as sock:
-            self._make_tunnels(sock, values)
+            self._converge_tunnels(sock, values)
             links = _links(self.section, values, self.links)
             requests = [fib.add_route(route) for route in self.wanted_routes(values, self.defaults, links)]
             sock.execute(requests + [fib.add_rule(rule) for rule in self.wanted_rules(values)])
 
     def bind(self, values: Values, parameters: Parameters) -> None:
-        """Add what is new, then remove what is not wanted any more."""
+        """Add what is new, then remove what is not wanted any more. A tunnel whose ends change is made anew."""
         with netlink.here() as sock:
+            self._converge_tunnels(sock, values)
             self._converge(sock, values, parameters)
 
     def reset(self, values: Values) -> None:
         """Remove all of netslot's routes and rules that a stamp does not make, and make what is missing."""
         with netlink.here() as sock:
-            self._make_tunnels(sock, values)
+            self._converge_tunnels(sock, values)
             self._converge(sock, values, self.defaults)
 
     def read(self, values: Values, parameters: Parameters) -> list[Difference]:
         with netlink.here() as sock:
+            found = tunnels.read(sock, tunnels.wanted(self.section.tunnels, values, self.directory))
             try:
                 links = _links(self.section, values)
             except KernelError as error:
-                return [Difference("routes", str(error))]
+                return found or [Difference("routes", str(error))]
             wanted_routes = set(self.wanted_routes(values, parameters, links))
             wanted_rules = set(self.wanted_rules(values))
             routes, rules = set(fib.routes(sock)), set(fib.rules(sock))
         missing = sorted([str(r) for r in wanted_routes - routes] + [str(r) for r in wanted_rules - rules])
         surplus = sorted([str(r) for r in routes - wanted_routes] + [str(r) for r in rules - wanted_rules])
         differences = [Difference("routes", f"{text} is missing") for text in missing]
-        return differences + [Difference("routes", f"{text} should not be there") for text in surplus]
+        return found + differences + [Difference("routes", f"{text} should not be there") for text in surplus]
+
+    def _converge_tunnels(self, sock: netlink.Socket, values: Values) -> None:
+        if self.section.tunnels:
+            tunnels.converge(sock, tunnels.wanted(self.section.tunnels, values, self.directory))
 
     def _converge(self, sock: netlink.Socket, values: Values, parameters: Parameters) -> None:
         links = _links(self.section, values)
@@ -110,17 +125,6 @@ class RoutesDie:
             texts = (entry.source, entry.destination, entry.ports, entry.input)
             found += _rules(entry, *(_rendered(text, values) for text in texts))
         return found
-
-    def _make_tunnels(self, sock: netlink.Socket, values: Values) -> None:
-        for tunnel in self.section.tunnels:
-            if tunnel.name in (name for _, name in socket.if_nameindex()):
-                continue
-            sock.execute([_tunnel_request(tunnel, values)])
-            index = socket.if_nametoindex(tunnel.name)
-            requests = [rtnetlink.set_link(index, up=True, quiet_ipv6=True)]
-            if tunnel.address:
-                requests.append(rtnetlink.add_address(index, ip_interface(_rendered(tunnel.address, values))))
-            sock.execute(requests)
 
 
 def _key(route: fib.Route) -> tuple[object, ...]:
@@ -229,26 +233,3 @@ def _rules(entry: RouteRule, sender: str, receiver: str, range_: str, link: str)
         )
         for version in sorted(versions)
     )
-
-
-def _tunnel_request(tunnel: Tunnel, values: Values) -> netlink.Request:
-    """A VXLAN link between two addresses (linux/if_link.h, IFLA_VXLAN_*)."""
-    local, remote = ip_address(_rendered(tunnel.local, values)), ip_address(_rendered(tunnel.remote, values))
-    ends = (_VXLAN_LOCAL, _VXLAN_GROUP) if local.version == 4 else (_VXLAN_LOCAL6, _VXLAN_GROUP6)
-    data = netlink.nested(
-        rtnetlink.IFLA_INFO_DATA,
-        netlink.attr_u32(_VXLAN_ID, tunnel.id),
-        netlink.attr(ends[0], local.packed),
-        netlink.attr(ends[1], remote.packed),
-        netlink.attr(_VXLAN_PORT, struct.pack(">H", tunnel.port)),
-    )
-    attributes = [netlink.attr_str(rtnetlink.IFLA_IFNAME, tunnel.name)]
-    if tunnel.mtu:
-        attributes.append(netlink.attr_u32(rtnetlink.IFLA_MTU, tunnel.mtu))
-    attributes.append(netlink.attr(rtnetlink.IFLA_IFALIAS, _ALIAS.encode()))
-    attributes.append(
-        netlink.nested(rtnetlink.IFLA_LINKINFO, netlink.attr_str(rtnetlink.IFLA_INFO_KIND, tunnel.kind), data)
-    )
-    payload = struct.pack("=BxHiII", 0, 0, 0, 0, 0) + b"".join(attributes)
-    flags = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
-    return netlink.Request(rtnetlink.RTM_NEWLINK, flags, payload, f"make tunnel {tunnel.name}")

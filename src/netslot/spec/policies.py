@@ -137,20 +137,44 @@ class RouteRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """0: as the addresses say, both without any."""
 
 
+class WireguardPeer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[[routes.tunnels.peers]]``: who is at the other end of a WireGuard tunnel."""
+
+    public_key: str
+    """As ``wg pubkey`` writes it; of keys that parameters bring, leave out the final ``=``."""
+    endpoint: str = ""
+    """``192.0.2.1:51820`` or ``[2001:db8::1]:51820``; without one the peer must begin."""
+    allowed: tuple[str, ...] = ("0.0.0.0/0", "::/0")
+    """What the peer may send from, and what is sent to it."""
+    keepalive: int = 0
+    """Seconds between packets that keep a NAT on the way open; 0 for none."""
+    preshared_key: str = ""
+
+
 class Tunnel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[[routes.tunnels]]``: a tunnel link of the slot's own, for routes to go through."""
 
     name: str
-    local: str
-    remote: str
-    kind: Literal["vxlan"] = "vxlan"
-    address: str = ""
-    """Address and prefix length on the link."""
-    id: int = 1
-    """VXLAN network identifier."""
-    port: int = 4789
-    """UDP port of VXLAN."""
+    local: str = ""
+    """The slot's end: ``${address}`` or ``${address6}``. Not for wireguard."""
+    remote: str = ""
+    """The other end. Not for wireguard, whose peers have endpoints."""
+    kind: Literal["vxlan", "geneve", "gre", "gretap", "ip6gre", "ip6gretap", "ipip", "sit", "ip6tnl", "wireguard"] = (
+        "vxlan"
+    )
+    """As the kernel names them. gre, gretap, ipip and sit go over IPv4; ip6gre, ip6gretap and ip6tnl over IPv6."""
+    address: str | tuple[str, ...] = ()
+    """Addresses and prefix lengths on the link."""
+    id: int | None = None
+    """VXLAN or Geneve network identifier (default 1), or GRE key (default: none)."""
+    port: int = 0
+    """UDP port of VXLAN (default 4789), Geneve (6081) or WireGuard (any)."""
     mtu: int = 0
+    private_key: str = ""
+    """WireGuard's, as ``wg genkey`` writes it, or a parameter. It stands in the spec or the lease for all to read."""
+    private_key_file: str = ""
+    """A file with it, by a path relative to the spec file: ``keys/${slot}``."""
+    peers: tuple[WireguardPeer, ...] = ()
 
 
 class RoutesSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
