@@ -112,7 +112,8 @@ class Journey:
                 result.exit = way.entry if isinstance(flow.dst, int) else None
                 return result
             self._slot(flow, slot, outward=True)
-            flow.frame = f"from slot {way.entry}"
+            if slot.attachment != "process":  # whose link to root is the one that it had
+                flow.frame = f"from slot {way.entry}"
         flow.mark, flow.tracked, flow.place = 0, True, "root"
         self._root(flow, result)
         self._connection_marks["root"] = flow.ctmark
