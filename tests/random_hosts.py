@@ -49,11 +49,17 @@ def _rules(shapes: Sequence[str], most: int) -> st.SearchStrategy[list[str]]:
 
 
 @st.composite
-def hosts(draw: st.DrawFn) -> str:
-    """iptables-save form: four tenants of two classes, tap0 to tap3, each with a /30 of 10.64.0.0/24."""
+def hosts(draw: st.DrawFn, publishing: bool = False) -> str:
+    """iptables-save form: four tenants of two classes, tap0 to tap3, each with a /30 of 10.64.0.0/24.
+
+    With ``publishing`` some of them have a port of the host's, and most hosts keep tenants apart before all else.
+    """
     classes = [(draw(_rules(_OUTWARD, 5)), draw(_rules(_INWARD, 4)), draw(_rules(_HOST, 3))) for _ in range(2)]
     before, after = draw(_rules(_COMMON_FORWARD, 3)), draw(_rules(_COMMON_FORWARD, 2))
     policy, chained = draw(st.sampled_from(("ACCEPT", "DROP"))), draw(st.booleans())
+    published = draw(st.lists(st.sampled_from(range(4)), unique=True, max_size=3)) if publishing else []
+    if publishing and draw(st.integers(0, 3)):
+        before.insert(0, "-i tap+ -o tap+ -j DROP")
     forward, inputs, spoof, nat = [*before], [], [], []
     chains: dict[str, list[str]] = {}
     for number in range(4):
@@ -61,6 +67,9 @@ def hosts(draw: st.DrawFn) -> str:
         outward, inward, host = classes[number % 2]
         spoof.append(f"PREROUTING ! -s {ip} -i {tap} -j DROP")
         nat.append(f"POSTROUTING -s {ip} -o {OUTSIDE} -j MASQUERADE")
+        if number in published:
+            port = f"-i {OUTSIDE} -p tcp -m tcp --dport {30000 + number}"
+            nat.insert(0, f"PREROUTING {port} -j DNAT --to-destination {ip[:-3]}:8080")
         inputs += [shape.format(tap=tap, gateway=gateway) for shape in host]
         if chained and number % 2:
             chains[f"{tap}-out"], chains[f"{tap}-in"] = outward, inward

@@ -69,6 +69,8 @@ _ANYWHERE = (
     "-m state --state RELATED,ESTABLISHED",
     "-m conntrack --ctdir ORIGINAL",
     "-m conntrack --ctdir REPLY",
+    "-m conntrack --ctstate DNAT",
+    "-m conntrack ! --ctstate DNAT",
     "-m mark --mark 0x1",
     "-m mark ! --mark 0x2/0x2",
     "-m mark --mark 0x4/0x6",

@@ -23,11 +23,12 @@ from netslot.host.replay_trial import Replayed, Trial
 from netslot.rulesets import matches as m
 from netslot.rulesets.ipsets import PREFIX, SETS
 from netslot.rulesets.model import Dump, Family
-from netslot.rulesets.proof.arrangement import PUBLISH, ROOT, Arrangement
+from netslot.rulesets.proof.arrangement import ROOT, Arrangement
 from netslot.rulesets.proof.journey import Side
 from netslot.rulesets.proof.places import Places
 from netslot.rulesets.proof.prover import aligned, both_sides, classes_of
 from netslot.rulesets.proof.samples import Sample, samples
+from netslot.rulesets.published import PUBLISH
 from netslot.rulesets.write import write
 
 MOST_PLAYERS = 24

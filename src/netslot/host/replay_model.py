@@ -91,7 +91,7 @@ class Foresight:
         asked: dict[str, None] = {}
         loose: set[str] = set()
         values = {**sample.values, "ctmark": memory.marks.get("root", 0)}
-        packet = ConcretePacket(self._family, values, self._oracle(sample, asked))
+        packet = ConcretePacket(self._family, values, self._oracle(sample, memory, asked))
         way = Way(sample.entry, self._side.places.outside[0], dst_translated=True, src_translated=True)
         journey = Journey(self._side, way, self._numbers(memory, loose), trace=True)
         result = journey.travel(packet.flow())
@@ -142,8 +142,12 @@ class Foresight:
 
         return number
 
-    def _oracle(self, sample: Sample, asked: dict[str, None]) -> Callable[..., bool]:
+    def _oracle(self, sample: Sample, memory: Memory, asked: dict[str, None]) -> Callable[..., bool]:
         def answers(key: tuple[str, ...], contents: tuple[Number, ...]) -> bool:
+            if key[:2] == ("ctstate", "DNAT"):  # asked of replies: was the first packet sent on to somebody else?
+                v, numbers = sample.values, memory.numbers
+                ends = numbers.get("src", v["src"]), numbers.get("port src", v["sport"])
+                return bool(v["reply"]) and ends != (v["src"], v["sport"])
             answer = self._known(key, contents, sample)
             if answer is None:
                 asked.setdefault(f"the model does not foresee: {_shortened(key)}")
@@ -184,7 +188,7 @@ class Foresight:
         return self._scene.mac_behind(entry, sample.values["src"], self._family) if entry else None
 
     def _address_type(self, key: tuple[str, ...], address: Number) -> bool | None:
-        """net/netfilter/xt_addrtype.c: what root's routing table says of an address. IPv6 takes local for unicast too."""
+        """What root's routing table says of an address; IPv6 takes local for unicast too (xt_addrtype.c)."""
         types, interface, place = set(key[2:-5]), key[-5], key[-3]
         if place != "root" or interface or not types <= {"LOCAL", "UNICAST", "BROADCAST", "MULTICAST"}:
             return None

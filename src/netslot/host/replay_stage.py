@@ -185,7 +185,7 @@ class Stage:
         for text in rules.sets:
             inside(self.root, _restore_sets, text)
         for text in rules.published:
-            inside(self.root, tables.nft, text)
+            self._put(self.root, tables.nft, text)
         for family in self._scene.families:
             self._restore(self.root, family, rules.root.get(family, ""))
             for tenant, slot in self._slots.items():
@@ -203,8 +203,11 @@ class Stage:
                 self._restore(name, family, _open_rules(family, rules.root.get(family, "")))
 
     def _restore(self, name: str, family: Family, text: str) -> None:
+        self._put(name, tables.restore, "legacy", family, completed(text))
+
+    def _put(self, name: str, load: Callable[..., None], *what: Any) -> None:
         try:
-            inside(name, tables.restore, "legacy", family, completed(text))
+            inside(name, load, *what)
         except NetslotError as error:
             raise HostError(
                 f"the rules cannot be loaded here for the replay: {error.message}",

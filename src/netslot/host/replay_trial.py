@@ -89,11 +89,11 @@ class Trial:
         """A process cannot get a packet under its own address: its kernel takes that for a forgery."""
         if not any(stage.of_processes for stage in self._stages):
             return True
-        ends = {
-            self._scene.places.owner_of(sample.values[end], ALL_ONES[sample.family], sample.family)
-            for end in ("src", "dst")
-        }
-        if len(ends) > 1 or NOBODY in ends:
+        places = self._scene.places
+        src, dst = (
+            places.owner_of(sample.values[end], ALL_ONES[sample.family], sample.family) for end in ("src", "dst")
+        )
+        if dst == NOBODY or dst not in (src, places.link_owner.get(sample.entry, NOBODY)):
             return True
         self._skipped["a process's packet to itself never leaves it"] += 1
         return False
@@ -144,7 +144,8 @@ class Trial:
         self._send(answers)
         later: list[_Probe] = []
         for opener, answer in zip(openers, answers, strict=True):
-            if self._talk < 2 or not self._fits(answer) or not all(one.passes for one in answer.foreseen):
+            heard = self._fits(answer) and all(one.passes for one in answer.foreseen) and not _untracked(answer)
+            if self._talk < 2 or not heard:
                 continue
             self._talk -= 2
             on = self._probe(_next(opener.sample), self._memories(opener, 1, [opener, answer]))
