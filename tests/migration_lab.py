@@ -332,6 +332,12 @@ class Traffic:
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "ready\n"
 
+    def wake(self) -> None:
+        """Let a second connection beside each line, silent since it was made, say something."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("wake\n")
+        self._process.stdin.flush()
+
     def end(self) -> Seen:
         """Stop, and what was seen."""
         answer, _ = self._process.communicate(timeout=60)

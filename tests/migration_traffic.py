@@ -1,7 +1,8 @@
 """Traffic that does not stop: ``python migration_traffic.py PLAN``, in the mount namespace of the test.
 
 PLAN is JSON: what is tried, again and again, in sweeps (see :class:`Plan` in migration_lab). Prints ``ready`` when
-everything that may go through has gone through once. When its stdin is closed it prints what it has seen, as JSON:
+everything that may go through has gone through once. A line on stdin wakes connections that were
+silent so far. When stdin is closed it prints what it has seen, as JSON:
 
     sweeps     when each sweep began, by the monotonic clock, and the end of the last
     lost       lines (connections that stay open) that failed, by name, with why
@@ -51,6 +52,7 @@ class Traffic:
         self.deadline = time.monotonic() + 10 * PATIENCE
         self.servers: dict[tuple[str, str, int], socket.socket] = {}
         self.lines = {name: self.line(one) for name, one in plan["lines"].items()}
+        self.sleepers = {name: self.line(one)[::-1] for name, one in plan["lines"].items()}
         self.calls = {name: (one, self.server(one)) for name, one in plan["calls"].items()}
         self.questions = {name: self.question(one) for name, one in plan["questions"].items()}
         self.deaf: dict[tuple[str, str, int], socket.socket] = {}
@@ -105,6 +107,10 @@ class Traffic:
         near.bind((one["source"], 0))
         near.setblocking(False)
         return near, (one["address"], one["port"])
+
+    def wake(self) -> None:
+        """Lines that were silent say something, first the end that could not begin a connection."""
+        self.exchange("a line", {f"{name}, asleep": pair for name, pair in self.sleepers.items()})
 
     # one sweep
 
@@ -202,7 +208,11 @@ def main() -> None:
         sys.exit(f"before anything: {traffic.lost} {dict(traffic.refused)}")
     print("ready", flush=True)
     sweeps = [time.monotonic()]
-    while not select.select([sys.stdin], [], [], 0)[0]:
+    while True:
+        if select.select([sys.stdin], [], [], 0)[0]:
+            if not sys.stdin.readline():
+                break
+            traffic.wake()
         traffic.sweep()
         sweeps.append(time.monotonic())
     time.sleep(0.2)

@@ -147,6 +147,7 @@ def test_containers_are_moved_and_taken_back_under_traffic(
         times.append(time.monotonic())
         after = bridge.save()
         assert "--match-set netslot-0" in after and own(1) + "/32" not in after.partition("*filter")[2]
+        traffic.wake()
         time.sleep(2.5)
         times.append(time.monotonic())
         Migration(tmp_path, bridge.root.fd).rollback(lambda _: None)
