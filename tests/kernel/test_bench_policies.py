@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from hostlab import NETSLOT
 from netslot.bench import policies
 from netslot.cli.bench import bench
+from netslot.kernel import cgroupfs
 
 
 @pytest.mark.parametrize("policy", policies.POLICIES)
@@ -27,6 +32,24 @@ def test_skew_of_each_policy(policy: str) -> None:
         assert all(position["p50_us"] > 0 for position in shape["positions"])
         assert shape["add_tenant_us"] > 0
     assert not list(Path("/sys/fs/cgroup/unified").glob("netslot-test-bench-*"))
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next() -> None:
+    """Killed once its cgroups are there, with SIGKILL: nothing of it can clean up."""
+    arguments = ["bench", "skew", "--policy", "cgroup", "--slots", "300", "--positions", "2", "--samples", "4000"]
+    before = set(cgroupfs.unified_root().glob("netslot-test-bench-*"))
+    with subprocess.Popen([NETSLOT, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as started:
+        made = set[Path]()
+        deadline = time.monotonic() + 60
+        while not made and started.poll() is None and time.monotonic() < deadline:
+            made = set(cgroupfs.unified_root().glob("netslot-test-bench-*")) - before
+        (orphan,) = made
+        started.kill()
+    with cgroupfs.opened(orphan) as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # whoever worked for the run has ended too
+    assert orphan.exists(), "the run left something"
+    test_skew_of_each_policy("cgroup")
+    assert not orphan.exists()
 
 
 NAT = ["nat", "--samples", "20", "--connections", "500", "--setups", "3"]

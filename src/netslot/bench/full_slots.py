@@ -63,11 +63,14 @@ packets = 5000
 of bandwidth, packets and connections (a token bucket, and an nf_tables table)."""
 
 
+_CGROUPS = "netslot-bench-"
+
+
 class FullSlots:
     """Makes them, once opened on a :class:`netns.Worker` thread, whose home is their root namespace."""
 
     def __init__(self, slots: int) -> None:
-        self._parent = f"netslot-bench-{os.getpid()}"
+        self._parent, self._held = cgroupfs.claim(_CGROUPS)
         with tempfile.TemporaryDirectory() as directory:
             file = Path(directory) / "netslot.toml"
             file.write_text(_SPEC.format(slots=slots, parent=self._parent), encoding="utf-8")
@@ -92,3 +95,4 @@ class FullSlots:
         for plan in self._built:
             die.remove(plan.values)
         cgroupfs.remove(self._parent, die.controllers)
+        os.close(self._held)

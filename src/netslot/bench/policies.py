@@ -367,10 +367,13 @@ def _bpf_shapes(plan: Plan, say: Callable[[str], None], stack: ExitStack) -> tup
 # --- cgroup: tenant-tagged rules over a flat hierarchy -------------------------------------------------
 
 
+_CGROUPS = "netslot-test-bench-"
+
+
 @contextmanager
 def _hierarchy(slots: int) -> Iterator[str]:
-    """One cgroup per tenant, side by side; removed at the end."""
-    parent = f"netslot-test-bench-{os.getpid()}"
+    """One cgroup per tenant, side by side; removed at the end, or by the next run if this one is killed."""
+    parent, held = cgroupfs.claim(_CGROUPS)
     try:
         for number in range(1, slots + 2):
             cgroupfs.create(f"{parent}/t{number}", ())
@@ -379,6 +382,7 @@ def _hierarchy(slots: int) -> Iterator[str]:
         for number in range(1, slots + 2):
             cgroupfs.remove(f"{parent}/t{number}", ())
         cgroupfs.remove(parent, ())
+        os.close(held)
 
 
 class _TaggedRules:

@@ -8,8 +8,10 @@ limited by whichever hierarchy has the controller. Documentation: Admin Guide, "
 from __future__ import annotations
 
 import errno
+import fcntl
 import functools
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -133,6 +135,38 @@ def remove(path: str, controllers: tuple[str, ...]) -> bool:
         except OSError as error:
             raise KernelError(f"rmdir {place}", error.errno or errno.EIO) from error
     return there
+
+
+def claim(prefix: str) -> tuple[str, int]:
+    """Make a cgroup that begins with ``prefix`` and belongs to whoever holds the descriptor that comes with its name.
+
+    What others claimed so and cannot have any more, because they are dead, is removed first.
+    """
+    for place in unified_root().glob(f"{prefix}*"):
+        _remove_orphan(place)
+    path = f"{prefix}{secrets.token_hex(4)}"
+    create(path, ())
+    fd = os.open(unified(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    return path, fd
+
+
+def _remove_orphan(place: Path) -> None:
+    """Remove a claimed cgroup with all below it, in every hierarchy, if nobody holds it and no process is in it."""
+    try:
+        fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for root in _hierarchies(tuple(name for name in CONTROLLERS if available(name))):
+            for each, _, _ in os.walk(Path(root, place.name), topdown=False):
+                os.rmdir(each)
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EBUSY, errno.ENOENT):
+            raise KernelError(f"remove cgroup {place}", error.errno or errno.EIO) from error
+    finally:
+        os.close(fd)
 
 
 def write(file: Path | str, text: str) -> None:

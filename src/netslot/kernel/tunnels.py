@@ -40,6 +40,9 @@ FALLBACK: Final = frozenset(
 """Links that the kernel puts into every namespace when it loads a kind of tunnel, and that cannot be removed
 (net.core.fb_tunnels_only_for_init_net)."""
 
+_MANAGED: Final = {"ip6gre": 13, "ip6gretap": 13, "ip6tnl": 8}
+"""The attribute with flags, to which the kernel adds what it has found out (IP6_TNL_F_CAP_*)."""
+
 _TTL = 64
 _KEY = 0x2000  # GRE_KEY in network order, linux/if_tunnel.h
 _IGNORE_LIMIT = 1  # IP6_TNL_F_IGN_ENCAP_LIMIT, linux/ip6_tunnel.h: no destination option in front of each packet
@@ -119,9 +122,10 @@ def add(name: str, kind: str, told: Data, *, mtu: int, alias: str) -> Request:
     return Request(rt.RTM_NEWLINK, flags, payload, f"make {kind} tunnel {name}")
 
 
-def is_as_told(message: Message, told: Data) -> bool:
+def is_as_told(message: Message, kind: str, told: Data) -> bool:
     """Whether the link of an RTM_NEWLINK message was made with ``told``."""
     attrs = netlink.parse_attrs(message.payload, _IFINFO.size)
     info = netlink.parse_attrs(attrs.get(rt.IFLA_LINKINFO, b""))
     found = netlink.parse_attrs(info.get(rt.IFLA_INFO_DATA, b""))
-    return all(found.get(number) == value for number, value in told.items())
+    managed = _MANAGED.get(kind)
+    return all(found.get(number) == value for number, value in told.items() if number != managed)

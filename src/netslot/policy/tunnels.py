@@ -178,7 +178,7 @@ def _link(sock: Socket, name: str) -> netlink.Message | None:
 
 
 def _same_kind(tunnel: Wanted, there: netlink.Message) -> bool:
-    return rt.parse_link(there).kind == tunnel.kind and kernel.is_as_told(there, tunnel.told)
+    return rt.parse_link(there).kind == tunnel.kind and kernel.is_as_told(there, tunnel.kind, tunnel.told)
 
 
 def _differences(sock: Socket, tunnel: Wanted, there: netlink.Message) -> Iterator[str]:
