@@ -11,7 +11,8 @@ from netslot.host import replay_wire as wire
 from netslot.host.replay_links import Scene
 from netslot.host.replay_model import NOTHING, Foreseen, Foresight, Memory, describe, remembered
 from netslot.host.replay_stage import Rules, Sent, Stage
-from netslot.rulesets.model import Family
+from netslot.rulesets import targets as t
+from netslot.rulesets.model import Family, Rule
 from netslot.rulesets.proof.flow import ESTABLISHED, ICMP, INVALID, NEW, RELATED
 from netslot.rulesets.proof.journey import Side
 from netslot.rulesets.proof.places import NOBODY
@@ -54,6 +55,7 @@ class Trial:
         self._probes: list[_Probe] = []
         self._number = max(stage.last for stage in stages)
         self._talk = 0
+        self._marking = any(isinstance(rule.target, _MARKING) for each in sides for rule in _rules(each))
         self._skipped: Counter[str] = Counter()
 
     def run(self, made: Sequence[Sample], rules: Sequence[Rules], talk: int = 0, more: Sequence[Sample] = ()) -> None:
@@ -167,7 +169,9 @@ class Trial:
         seen = {stage.sightings.get(probe.number, NOTHING) for stage in self._stages}
         if len(seen) != 1 or not self._at_home(probe.sample) or _untracked(probe):
             return False
-        local = next(iter(seen))[0] == "local"  # where the kernel itself ends what nobody listens to
+        local = next(iter(seen))[0] == "local"  # where the kernel itself answers what nobody listens to
+        if local and self._marking:
+            return False
         return not (local and v["proto"] == wire.TCP) and not (not probe.sample.entry and v["proto"] == wire.TCP)
 
     def _at_home(self, sample: Sample) -> bool:
@@ -281,6 +285,16 @@ def _untracked(probe: _Probe) -> bool:
     """Whether some namespace on the way was told not to remember it."""
     met = [line.lower() for one in probe.foreseen for line in one.result.ledger.trace or ()]
     return any("notrack" in line for line in met)
+
+
+_MARKING = (t.SetConnmark, t.SaveMark)
+"""What the kernel's own answers would do to a connection, unseen by the model."""
+
+
+def _rules(sides: Mapping[Family, Side]) -> Iterator[Rule]:
+    for side in sides.values():
+        for _, _, rule in side.root.ruleset.rules():
+            yield rule
 
 
 def _turned(values: Mapping[str, int]) -> dict[str, int]:

@@ -243,7 +243,8 @@ class Journey:
         if what == "dst":
             with_ports = either(equal(flow.proto, 6), equal(flow.proto, 17))
             kept = both(equal(address, old[0]), either(equal(port, old[1]), negate(with_ports)))
-            flow.redirected = either(flow.redirected, both(has_connection(flow), negate(kept)))
+            forth = both(has_connection(flow), equal(flow.reply, 0))  # of a reply it is SNAT that is taken back
+            flow.redirected = either(flow.redirected, both(forth, negate(kept)))
             flow.dst, flow.dport = address, port
         else:
             flow.src, flow.sport = address, port
