@@ -187,10 +187,8 @@ class Watch:
     def __init__(self, sockets: list[socket.socket]) -> None:
         self._sockets = sockets
         self._kept: list[bytes] = []
-        so_rcvbufforce = 33
         for each in sockets:
             each.setblocking(False)
-            each.setsockopt(socket.SOL_SOCKET, so_rcvbufforce, 1 << 24)
 
     def take(self) -> list[bytes]:
         """What has come since the last time."""
@@ -203,10 +201,10 @@ class Watch:
                         found.append(frame)
         return found
 
-    def count(self, mark: bytes) -> int:
-        """How many hold ``mark``; the next :meth:`take` gives them all the same."""
+    def keep(self) -> list[bytes]:
+        """The same, and the next time again; what is not taken out soon enough is lost to the sockets' size."""
         self._kept = self.take()
-        return sum(mark in frame for frame in self._kept)
+        return self._kept
 
     def close(self) -> None:
         for each in self._sockets:
@@ -256,6 +254,9 @@ class Scene:
         """Who is at the other end of the tenant's link, and its name there; root, if the tenant is in the slot."""
         self.rules = {"slot": Ruleset(of.backend, self.slot), "root": Ruleset(of.backend, root)}
 
+        self.gone: set[str] = set()
+        """What was taken away and is to be put back by :meth:`mend`."""
+
     def own(self, six: bool) -> str:
         """The address that an honest workload would send from."""
         key = "guest_address" if self.plan.guest_if else "address"
@@ -279,6 +280,7 @@ class Scene:
         """Put everything back that was taken away, as an operator would."""
         report = self.host.verify(repair=True)
         assert not report.unrepaired, report
+        self.gone.clear()
         for rules in self.rules.values():
             rules.mended()
 

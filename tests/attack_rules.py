@@ -12,8 +12,13 @@ Edit = tuple[str, str]
 """A regular expression, and what stands for it then. A rule that becomes empty goes."""
 
 
+NAT = "netslot_nat"
+"""The tables of netslot's stateless NAT, in words that nft can write but not read; so they stay where they are."""
+_TABLE = re.compile(r"^table .*?^\}$\n?", re.DOTALL | re.MULTILINE)
+
+
 class Ruleset:
-    """The rules that one namespace had when this was made; by what program, says ``backend``."""
+    """The rules that one namespace had when this was made, but for the NAT's, in the language of ``backend``."""
 
     def __init__(self, backend: str, net: lab.Place) -> None:
         self._net = net
@@ -31,13 +36,16 @@ class Ruleset:
 
     def _save(self, tool: str) -> str:
         text = self._run(["nft", "-s", "list", "ruleset"] if tool == "nft" else [f"{tool}-save"])
+        if tool == "nft":
+            return "".join(table for table in _TABLE.findall(text) if f" {NAT} " not in table.splitlines()[0])
         return "\n".join(line for line in text.splitlines() if not line.startswith("#")) + "\n"
 
     def _load(self, tool: str, text: str) -> None:
         if self._loaded[tool] == text:
             return
         if tool == "nft":
-            self._run(["nft", "-f", "-"], f"flush ruleset\n{text}")
+            names = [" ".join(table.split()[:3]) for table in _TABLE.findall(self._whole[tool])]
+            self._run(["nft", "-f", "-"], "".join(f"{name}\ndelete {name}\n" for name in names) + text)
         else:
             self._run([f"{tool}-restore"], text)
         self._loaded[tool] = text
@@ -97,13 +105,11 @@ def _bare_iptables(lines: list[str], nat: bool) -> Iterator[str]:
 
 
 def _bare_nft(lines: list[str], nat: bool) -> Iterator[str]:
-    """Tables stay, with chains of type nat and the whole of netslot's own stateless NAT."""
+    """Tables stay, with their chains of type nat."""
     if not nat:
         return
-    text = "\n".join(lines)
-    for table in re.findall(r"^table .*?^\}$", text, flags=re.DOTALL | re.MULTILINE):
-        head = table.splitlines()[0]
+    for table in _TABLE.findall("\n".join(lines)):
         chains = re.findall(r"^\tchain .*?^\t\}$", table, flags=re.DOTALL | re.MULTILINE)
-        yield head
-        yield from (chain for chain in chains if "type nat" in chain or " netslot_nat " in head)
+        yield table.splitlines()[0]
+        yield from (chain for chain in chains if "type nat" in chain)
         yield "}"

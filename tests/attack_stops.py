@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from attack_lab import HOST6, Kind, Scene
-from attack_rules import Edit
+from attack_rules import NAT, Edit
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,15 @@ def rule(text: str, where: str, iptables: str, nft: str, **more: object) -> Stop
     return Stop(text, f"slot, {where}", "slot", ((iptables, ""),), ((nft, ""),), **more)  # type: ignore[arg-type]
 
 
+def to_mend(stops: tuple[Stop, ...]) -> set[str]:
+    """What only netslot's own repair puts back, which costs more than all else."""
+    return {stop.text for stop in stops if stop.mend}
+
+
 def take_away(scene: Scene, stops: tuple[Stop, ...]) -> None:
     """Leave the host without these, and with all else."""
+    if scene.gone - to_mend(stops):
+        scene.mend()
     if any(each.untracked for each in stops):
         for rules in scene.rules.values():
             rules.bare(nat=False)
@@ -46,15 +53,15 @@ def take_away(scene: Scene, stops: tuple[Stop, ...]) -> None:
             edits = [edit for each in stops if each.layer == layer for edit in each.edits(scene.of)]
             rules.edit(dict.fromkeys(edits))
     for each in stops:
-        run(scene, each.take)
+        if each.text not in scene.gone:
+            run(scene, each.take)
+    scene.gone |= to_mend(stops)
 
 
 def put_back(scene: Scene, stops: tuple[Stop, ...]) -> None:
-    """Undo what was no rule; rules are loaded whole by whoever needs them next."""
+    """Undo what was no rule and needs no repair; rules are loaded whole by whoever needs them next."""
     for each in reversed(stops):
         run(scene, each.put)
-    if any(each.mend for each in stops):
-        scene.mend()
 
 
 def run(scene: Scene, commands: tuple[tuple[str, str], ...]) -> None:
@@ -164,13 +171,21 @@ ROOT_FORWARD = Stop(
 
 # --- elsewhere ---------------------------------------------------------------------------------------
 
-NAT_SOURCE = Stop(
-    '`nat.kind = "nftables"`: only the guest\'s own packets leave',
-    "slot, the NAT's POSTROUTING",
-    "slot",
-    nft=((r"leave: .*saddr != \S+ drop", ""),),
-    only=lambda kind: kind.nat == "nftables",
-)
+
+def nat_rule(text: str, pattern: str) -> Stop:
+    """A rule of the stateless NAT by nftables; ``pattern`` is sed's."""
+    listed = f"nft -a list chain $f {NAT} leave | sed -n 's/.*{pattern} # handle //p'"
+    delete = f'test -n "$({listed})" && for h in $({listed}); do nft delete rule $f {NAT} leave handle $h; done'
+    return Stop(
+        f'`nat.kind = "nftables"`: {text}',
+        "slot, the NAT's POSTROUTING",
+        take=(("slot", f"set -e; for f in ip ip6; do {delete}; done"),),
+        only=lambda kind: kind.nat == "nftables",
+        mend=True,
+    )
+
+
+NAT_SOURCE = nat_rule("only the guest's own packets leave", "saddr != [^ ]* drop")
 NAT_PROGRAM = Stop(
     '`nat.kind = "bpf"`: only what is the guest\'s and can be read to the end leaves',
     "slot, the NAT program on the uplink",
@@ -178,13 +193,7 @@ NAT_PROGRAM = Stop(
     only=lambda kind: kind.nat == "bpf",
     mend=True,
 )
-NAT_RULE = Stop(
-    '`nat.kind = "nftables"`: what is too short for its checksum is not translated',
-    "slot, the NAT's POSTROUTING",
-    "slot",
-    nft=((r"leave: .*saddr set", ""),),
-    only=lambda kind: kind.nat == "nftables",
-)
+NAT_RULE = nat_rule("what is too short for its checksum is not translated", "saddr [^ ]* ip6* saddr set .*")
 PROGRAM = (NAT_PROGRAM, replace(REVERSE, only=lambda kind: kind.nat == "bpf"))
 """Without the program nothing is translated, and root's filter knows no guest's address."""
 AUTHENTICATION = rule("authentication headers are dropped: `-m ah`", EGRESS, "-m ah ", "meta l4proto ah|exthdr auth")

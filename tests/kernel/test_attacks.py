@@ -18,7 +18,7 @@ import attack_acts
 import attack_lab
 from attack_lab import KINDS, OUTSIDE, Scene
 from attack_rows import Row, rows
-from attack_stops import Stop, put_back, run, take_away
+from attack_stops import Stop, put_back, run, take_away, to_mend
 from netslot.kernel import conntrack
 
 PATIENCE = 1.0
@@ -114,12 +114,14 @@ def test_every_attack_is_stopped_by_what_is_said_to_stop_it(scene: Scene) -> Non
     before = [(each, row) for each, row in game.rows if {stop.layer for stop in row.stops_of(scene.of)} != {"root"}]
     game.must_fail(before, "without root's rules")
 
-    for stops, chosen in by_stops(scene, [each for each in game.rows if each[1].twin is None]).items():
+    groups = by_stops(scene, [each for each in game.rows if each[1].twin is None])
+    for stops, chosen in sorted(groups.items(), key=lambda group: sorted(to_mend(group[0]))):
         take_away(scene, stops)
         game.must_work(chosen, "without what is said to stop it")
         for _, row in chosen:
             run(scene, row.tidy)
         put_back(scene, stops)
+    scene.mend()
 
     slot.bare()
     root.bare()

@@ -12,8 +12,10 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 import attack_lab
+import hostlab
 from attack_lab import HOSTILE, KINDS, VICTIM, Scene
 from attack_process import Way, Without, ways
+from netslot.errors import HostError
 from netslot.host import execution
 
 PROCESSES = [kind for kind in KINDS if kind.attachment == "process"]
@@ -22,6 +24,10 @@ PROCESSES = [kind for kind in KINDS if kind.attachment == "process"]
 @pytest.fixture(scope="module", params=PROCESSES, ids=str)
 def scene(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     with attack_lab.scene(request.param, tmp_path_factory.mktemp("process") / "host") as each:
+        try:
+            each.host.execute(HOSTILE, ["true"], as_tenant=True)
+        except HostError as error:
+            pytest.skip(f"tenants cannot have users of their own: {error}")
         yield each
 
 
@@ -87,3 +93,22 @@ def test_a_tenant_is_started_without_capabilities_and_cannot_get_any(scene: Scen
     for user in (None, (0, 0)):
         command = ["sh", "-c", f'test "$({shell})" = "{wanted}"']
         assert scene.host.execute(HOSTILE, command, as_tenant=True, user=user) == 0
+
+
+@pytest.mark.parametrize("scene", PROCESSES[:1], indirect=True, ids=str)
+def test_the_command_line_does_the_same(scene: Scene) -> None:
+    place = ["--state-dir", str(scene.host.engine.state_dir), "--root-netns", scene.root.name]
+
+    def netslot(*arguments: str) -> tuple[int, str]:
+        command = [hostlab.NETSLOT, *place, "exec", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout.strip()
+
+    own, number = execution.tenant_user(scene.plan), str(HOSTILE)
+    assert netslot("--as-tenant", number, "--", "id", "-u") == (0, str(own))
+    assert netslot("--as-tenant", "--user", "1234:99", number, "--", "id", "-g") == (0, "99")
+    assert netslot(number, "--", "id", "-u") == (0, "0")
+    route = ["ip", "route", "add", "blackhole", "192.0.2.0/24"]
+    assert netslot("--as-tenant", "--user", "0", number, "--", *route)[0] == 2  # ip's own status
+    for wrong in (["--user", "1234"], ["--as-tenant", "--user", "root"]):
+        assert netslot(*wrong, number, "--", "true")[0] == 2
