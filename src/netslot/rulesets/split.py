@@ -40,6 +40,7 @@ BEFORE: Mapping[Family, str] = {4: "before.rules", 6: "before.rules6"}
 """The rules that were split, so that ``migrate`` can tell whether the host still has them."""
 
 Method = Literal["slots", "sets"]
+_MANY_CLASSES = 64
 _GUEST_IF = {"tap": "tap0", "veth": "inner0", "process": ""}
 
 
@@ -128,6 +129,11 @@ class _Splitter:
                     f"{HOST[family]} for them (--host-address says what they are)"
                 )
                 self._plan.notes[note] = None
+        if len(first) > _MANY_CLASSES:
+            self._plan.notes[
+                f"tenants are of {len(first)} kinds: their rules differ in more than names, addresses and marks (a log "
+                "prefix, a set, a count with a name?). There is a template for each kind, and a proof for each pair"
+            ] = None
         self._files[MANIFEST] = self._manifest({} if by_sets else first)
         self._files |= add_spec(self._files, self._dump, self._places, self._plan)
         refused = [f"{e.table} {e.chain}: {e.rule.text}: {e.why}" for e in self._plan.of("refused")]

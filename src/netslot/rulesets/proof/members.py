@@ -9,13 +9,14 @@ of one holds of the other.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 from netslot.rulesets import matches as m
 from netslot.rulesets import targets as t
 from netslot.rulesets.model import Family, Rule
 from netslot.rulesets.proof.arrangement import Arrangement
 from netslot.rulesets.proof.conditions import interface_is
+from netslot.rulesets.proof.lent import Number, lent_addresses, lent_numbers, numbers_of, one_address
 from netslot.rulesets.proof.places import NOBODY, Places
 from netslot.rulesets.proof.tagged import Filed, FiledRuleset
 from netslot.rulesets.values import ALL_ONES, address_text, network_text
@@ -69,47 +70,11 @@ class _Commons:
         return bisect_right(self._edges, port)
 
 
-def _one_address(target: t.Dnat | t.Snat) -> int | None:
-    """The address that it translates to, if that is all it says but for a port."""
-    to = target.to
-    if to.address is None or to.address[0] != to.address[1] or to.flags or to.base_port is not None:
-        return None
-    return to.address[0]
-
-
-def _lent(filed: tuple[FiledRuleset, ...], places: Places, family: Family) -> list[list[int]]:
-    """For each tenant the addresses outside that only its rules of the nat table know: lent to it, as it were.
-
-    An address that other rules name too, or that is a tenant's or the host's own, is nobody's to rename.
-    """
-    found: dict[int, int] = {}
-    ones = ALL_ONES[family]
-    for one in filed:
-        for (table, _), rules in one.chains.items():
-            for item in rules:
-                people = {who for _, who in item.tags}
-                who = people.pop() if table == "nat" and len(people) == 1 else NOBODY
-                for value in _named(item.rule, ones):
-                    if found.setdefault(value, who) != who:
-                        found[value] = NOBODY
-    lent: list[list[int]] = [[] for _ in places.tenants]
-    pools = places.pools(family)
-    for value, who in found.items():
-        if any(value & mask == pool for pool, mask in pools):
-            continue
-        if who != NOBODY and places.owner_of(value, ones, family) == NOBODY and not places.is_local(value, family):
-            lent[who].append(value)
-    return lent
-
-
-def _named(rule: Rule, ones: int) -> Iterator[int]:
-    for match in rule.matches:
-        if isinstance(match, m.Address) and match.mask == ones:
-            yield match.value
-    if isinstance(rule.target, t.Dnat | t.Snat):
-        address = _one_address(rule.target)
-        if address is not None:
-            yield address
+def _other_words(target: t.Target) -> Token:
+    """What a target says beside its number."""
+    if not isinstance(target, t.CtTarget):
+        return ()
+    return tuple(word for word in target.words if word != str(target.zone))
 
 
 class Portraits:
@@ -120,13 +85,15 @@ class Portraits:
         self._arrangement = arrangement
         self._words: list[list[Token]] = [[] for _ in places.tenants]
         self._names: dict[Family, list[dict[tuple[int, int], int]]] = {}
+        self._numbers: list[Mapping[Number, int]] = []
 
     def add(self, family: Family, *filed: FiledRuleset) -> None:
         """Take one family's rules into the portraits: those before, and those after if there are any."""
         commons = _Commons(filed)
         places, ones = self._places, ALL_ONES[family]
         names = self._names[family] = []
-        lent = _lent(filed, places, family)
+        lent = lent_addresses(filed, places, family)
+        self._numbers = lent_numbers(filed, places)
         for index, tenant in enumerate(places.tenants):
             own = [(a.value, a.mask) for a in tenant.addresses if a.family == family]
             own += [(value, ones) for value in places.gateways[family][index]]
@@ -179,6 +146,9 @@ class Portraits:
             kind = type(match)
             if kind is m.Address or kind is m.Interface:
                 words.append(self._named(match, who, family))
+            elif isinstance(match, m.Mark | m.Connmark):
+                place = self._numbers[who].get(("mark", match.value))
+                words.append(match if place is None else (kind.__name__, place, match.negated))
             elif published and isinstance(match, m.Ports):
                 words.append((match.side, match.negated, tuple(commons.of_port(low) for low, _ in match.ranges)))
             else:
@@ -186,9 +156,11 @@ class Portraits:
         filed, table = where
         if isinstance(target, t.Jump | t.Goto) and filed.chain_owner.get((table, target.chain), NOBODY) == who:
             words.append((type(target).__name__, chains.setdefault(target.chain, len(chains))))
-        elif isinstance(target, t.Dnat | t.Snat) and (there := _one_address(target)) is not None:
+        elif isinstance(target, t.Dnat | t.Snat) and (there := one_address(target)) is not None:
             place = self._names[family][who].get((there, ALL_ONES[family]))
             words.append((type(target).__name__, place, target.to.ports) if place is not None else target)
+        elif (number := next(numbers_of(Rule((), target, "")), None)) is not None and number in self._numbers[who]:
+            words.append((type(target).__name__, number[0], self._numbers[who][number], _other_words(target)))
         else:
             words.append(target)
         return tuple(words)

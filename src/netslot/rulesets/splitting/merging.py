@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from netslot.rulesets import matches as m
 from netslot.rulesets import targets as t
 from netslot.rulesets.model import Family
+from netslot.rulesets.proof.lent import lent_numbers, numbers_of
 from netslot.rulesets.proof.tagged import Filed, FiledRuleset
 from netslot.rulesets.splitting.naming import Naming
 from netslot.rulesets.splitting.plan import CannotSplit
@@ -49,6 +50,7 @@ class Generaliser:
     def __init__(self, filed: FiledRuleset, naming: Naming, spoofing: Callable[[int], bool]) -> None:
         self._filed, self._naming, self._spoofing = filed, naming, spoofing
         self._family: Family = filed.ruleset.family
+        self._lent = lent_numbers([filed], naming.places)
         self._names: dict[tuple[str, tuple[General, ...]], str] = {}
 
     def chains(self, table: str) -> dict[str, list[General]]:
@@ -57,6 +59,8 @@ class Generaliser:
 
     def rule(self, table: str, chain: str, item: Filed, tenant: int) -> General:
         """The rule with the tenant's names generalised; CannotSplit if it names the tenant in another way."""
+        if any(number in self._lent[tenant] for number in numbers_of(item.rule)):
+            raise CannotSplit("each tenant has a mark or a zone of its own")
         near = self._near(item, tenant)
         matches = self._matches(item, tenant, near, chain == "INPUT")
         return General(near, matches, self._target(table, item, tenant, near, 0))
@@ -101,6 +105,8 @@ class Generaliser:
 
     def _inner(self, table: str, item: Filed, tenant: int, near: m.Direction, depth: int) -> General:
         """A rule of the tenant's own chain: its link has been asked for by whoever leads there."""
+        if any(number in self._lent[tenant] for number in numbers_of(item.rule)):
+            raise CannotSplit("each tenant has a mark or a zone of its own")
         return General(
             None, self._matches(item, tenant, near, False), self._target(table, item, tenant, near, depth + 1)
         )

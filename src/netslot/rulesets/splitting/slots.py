@@ -184,7 +184,7 @@ class SlotWriter:
         return found
 
     def _only_here(self, match: m.Match) -> bool:
-        if isinstance(match, m.Interface | m.Opaque) or depends_on_place(match):
+        if isinstance(match, m.Interface | m.Opaque | m.Mark) or depends_on_place(match):
             return True
         return isinstance(match, m.Address) and (match.value, match.mask) in self._names
 
@@ -211,6 +211,8 @@ class SlotWriter:
         stateful = [x for x in matches if isinstance(x, m.Opaque) and x.stateful]
         owned = bool(item.tags) or self._filed.chain_owner.get(("filter", chain)) == self._tenant
         for match in matches:
+            if isinstance(match, m.Mark):
+                raise CannotSplit("marks of root's do not reach a slot")
             if match not in stateful and depends_on_place(match) and not self._sees_alike(match, outward):
                 raise CannotSplit(f"'{type(match).__name__}' may answer differently in another namespace")
         target = self._target(rule, outward)
@@ -311,7 +313,7 @@ class SlotWriter:
             if not isinstance(rule.target, t.Drop) or passed or not any(role == "in" for role, _ in item.tags):
                 raise CannotSplit("only drops of the tenant's own packets can go before the veth")
             matches = [x for x in rule.matches if not isinstance(x, m.Interface)]
-            if any(depends_on_place(x) for x in matches if not isinstance(x, m.Mac)):
+            if any(isinstance(x, m.Mark) or depends_on_place(x) for x in matches if not isinstance(x, m.Mac)):
                 raise CannotSplit("it asks what only root can answer")
             lines.append(self._text(tuple(matches), rule.target))
             self.checked = self.checked or self._is_check(matches)
