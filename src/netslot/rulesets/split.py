@@ -131,8 +131,8 @@ class _Splitter:
                 self._plan.notes[note] = None
         if len(first) > _MANY_CLASSES:
             self._plan.notes[
-                f"tenants are of {len(first)} kinds: their rules differ in more than names, addresses and marks (a log "
-                "prefix, a set, a count with a name?). There is a template for each kind, and a proof for each pair"
+                f"tenants are of {len(first)} kinds: their rules differ in more than names, addresses and marks (a "
+                "log prefix, a set, a count with a name?). There is a template for each, and a proof for each pair"
             ] = None
         self._files[MANIFEST] = self._manifest({} if by_sets else first)
         self._files |= add_spec(self._files, self._dump, self._places, self._plan)

@@ -9,7 +9,7 @@ from typing import Any
 import z3
 
 from netslot.rulesets.model import Family
-from netslot.rulesets.proof.flow import ESTABLISHED, FIELDS, ICMP, NEW, STATES, UNTRACKED, Flow, Oracle
+from netslot.rulesets.proof.flow import ESTABLISHED, FIELDS, ICMP, NEW, RELATED, STATES, UNTRACKED, Flow, Oracle
 from netslot.rulesets.proof.journey import Result
 from netslot.rulesets.proof.terms import Number, Truth, any_of, both, differ, negate
 from netslot.rulesets.values import address_text
@@ -56,9 +56,10 @@ class Unknowns:
         states = [flow.state == number for number in range(UNTRACKED)]
         if self.family == 6:  # neighbour discovery is never tracked
             states.append(z3.And(flow.state == UNTRACKED, flow.proto == ICMP[6], z3.UGE(flow.icmp_type, 133)))
+        errors = z3.And(flow.state == RELATED, flow.proto == ICMP[self.family])  # others begin connections
         return [
             z3.Or(states),
-            z3.Implies(flow.reply == 1, z3.Or(flow.state == ESTABLISHED, flow.state == 2)),
+            z3.Implies(flow.reply == 1, z3.Or(flow.state == ESTABLISHED, errors)),
             z3.UGE(flow.ttl, SHORTEST_LIFE),
             flow.fragment == 0,
             flow.proto != 0,
