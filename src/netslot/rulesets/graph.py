@@ -33,14 +33,32 @@ def reachable(table: Table, hooks: tuple[str, ...] = BUILTIN_CHAINS) -> set[str]
 
 def depth(table: Table) -> int:
     """The longest chain of jumps from a built-in chain, counted in jumps (the kernel refuses loops)."""
-    known: dict[str, int] = {}
+    below = _jumps_below(table)
+    return max((below[chain.name] for chain in table.chains.values() if chain.builtin), default=0)
 
-    def below(name: str, above: frozenset[str]) -> int:
-        if name in above or name not in table.chains:
-            return 0
-        if name not in known:
-            targets = {rule.target.chain for rule in table.chains[name].rules if isinstance(rule.target, Jump | Goto)}
-            known[name] = max((1 + below(chain, above | {name}) for chain in targets), default=0)
-        return known[name]
 
-    return max((below(chain.name, frozenset()) for chain in table.chains.values() if chain.builtin), default=0)
+def deepest(table: Table) -> int:
+    """The same from any chain."""
+    return max(_jumps_below(table).values(), default=0)
+
+
+def _jumps_below(table: Table) -> dict[str, int]:
+    """For each chain how many jumps can follow one another from there; a jump that closes a loop is not counted."""
+    below: dict[str, int] = {}
+    open_: set[str] = set()
+    left = list(table.chains)
+    while left:  # depth first, without recursion: a chain stays on the list until those below it are known
+        name = left[-1]
+        if name in below:
+            left.pop()
+            continue
+        targets = {rule.target.chain for rule in table.chains[name].rules if isinstance(rule.target, Jump | Goto)}
+        unknown = [target for target in targets if target not in below and target not in open_ and target != name]
+        if unknown and name not in open_:
+            open_.add(name)
+            left += unknown
+            continue
+        below[name] = max((1 + below[target] for target in targets if target in below), default=0)
+        open_.discard(name)
+        left.pop()
+    return below

@@ -20,6 +20,7 @@ from typing import Literal
 from netslot.errors import SpecError
 from netslot.rulesets import words as lexical
 from netslot.rulesets.clauses import BASIC, ClauseParser, RuleParts
+from netslot.rulesets.graph import deepest
 from netslot.rulesets.model import BUILTIN_CHAINS, Chain, Counters, Dump, Family, Rule, Ruleset, Table
 
 TABLES = ("raw", "mangle", "nat", "filter", "security")
@@ -34,6 +35,7 @@ _ADDRESS = re.compile(
 )
 _NAMED_V6 = re.compile(r"v6|ip6", re.IGNORECASE)
 _MAX_CHAIN_NAME = 28  # XT_EXTENSION_MAXNAMELEN - 1, include/uapi/linux/netfilter/x_tables.h
+_MAX_DEPTH = 100  # the kernel takes 16 of nf_tables; of iptables-legacy more, which nobody has
 _HINT = "give the output of iptables-save (IPv4) or ip6tables-save (IPv6), both may be with -c"
 
 
@@ -261,7 +263,10 @@ class _Reader:
         if self._table in self._found.tables:
             raise ValueError(f"table {self._table} comes a second time; iptables-restore would flush the first")
         chains = {name: chain.close() for name, chain in self._chains.items()}
-        self._found.tables[self._table] = Table(self._table, chains, self._table_line)
+        table = Table(self._table, chains, self._table_line)
+        if deepest(table) > _MAX_DEPTH:
+            raise ValueError(f"jumps of table {table.name} go more than {_MAX_DEPTH} chains deep; expected fewer")
+        self._found.tables[table.name] = table
         self._table = ""
 
     def _need_table(self, what: str) -> None:

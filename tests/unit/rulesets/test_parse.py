@@ -7,6 +7,8 @@ import pytest
 from netslot.errors import SpecError
 from netslot.rulesets import matches as m
 from netslot.rulesets import targets as t
+from netslot.rulesets.audit import audit
+from netslot.rulesets.graph import depth
 from netslot.rulesets.model import Rule
 from netslot.rulesets.parse import merge, parse
 from netslot.rulesets.write import write
@@ -285,6 +287,22 @@ def test_errors_name_the_line_and_what_was_expected(text: str, line: int, words:
         parse(text, file="dump", pasted=True)
     assert caught.value.line == line
     assert str(caught.value).startswith(f"dump:{line}: ")
+
+
+def _ladder(steps: int) -> str:
+    declared = [f":c{step} - [0:0]" for step in range(steps)]
+    jumps = ["-A FORWARD -j c0", *(f"-A c{step} -p tcp -j c{step + 1}" for step in range(steps - 1))]
+    return "\n".join(["*filter", ":FORWARD ACCEPT [0:0]", *declared, *jumps, "COMMIT", ""])
+
+
+def test_jumps_that_no_host_has_are_refused_and_those_below_are_walked() -> None:
+    result = audit(parse(_ladder(100)))
+    assert result.walks.longest == 100
+    assert depth(parse(_ladder(100)).rulesets[0].tables["filter"]) == 100
+    with pytest.raises(SpecError, match="more than 100 chains deep"):
+        parse(_ladder(2000))
+    loop = "*filter\n:INPUT ACCEPT [0:0]\n:a - [0:0]\n:b - [0:0]\n-A INPUT -j a\n-A a -j b\n-A b -j a\nCOMMIT\n"
+    assert depth(parse(loop).rulesets[0].tables["filter"]) >= 2
 
 
 def test_an_empty_dump_says_what_to_give() -> None:
