@@ -136,8 +136,8 @@ def furnish(guest: Net, one: SyntheticTenant) -> None:
 
 
 @contextlib.contextmanager
-def before(tenants: Sequence[SyntheticTenant], rules: Mapping[int, str]) -> Iterator[Host]:
-    """The host as operators build it, with these rules by family."""
+def before(tenants: Sequence[SyntheticTenant], rules: Mapping[int, str], variant: str = "legacy") -> Iterator[Host]:
+    """The host as operators build it, with these rules by family, loaded with this variant of iptables."""
     with bare() as host, nets(*(one.name for one in tenants)) as guests:
         for one, guest in zip(tenants, guests, strict=True):
             host.root.ip(
@@ -150,13 +150,13 @@ def before(tenants: Sequence[SyntheticTenant], rules: Mapping[int, str]) -> Iter
             guest.wait_for_carrier("eth0")
             host.guests[one.name] = guest
         for family, text in rules.items():
-            load(host.root, "iptables" if family == 4 else "ip6tables", text)
+            load(host.root, "iptables" if family == 4 else "ip6tables", text, variant)
         yield host
 
 
-def load(net: Net, tool: str, text: str) -> None:
+def load(net: Net, tool: str, text: str, variant: str = "legacy") -> None:
     """Replace the tables that the text holds."""
-    net.sh(f"{tool}-legacy-restore <<'EOF'\n{text}\nEOF")
+    net.sh(f"{tool}-{variant}-restore <<'EOF'\n{text}\nEOF")
 
 
 @contextlib.contextmanager

@@ -26,8 +26,8 @@ TENANTS = 9
 class Moved:
     """A host to be moved: its rules, and the directory that ``split`` writes."""
 
-    def __init__(self, directory: Path, style: str, attachment: str) -> None:
-        self.directory, self.attachment = directory, attachment
+    def __init__(self, directory: Path, style: str, attachment: str, variant: str) -> None:
+        self.directory, self.attachment, self.variant = directory, attachment, variant
         rules = make_host(TENANTS, style=style)
         self.tenants: list[SyntheticTenant] = rules.tenants
         self.rules = {4: rules.text, 6: lab.in_ipv6(rules.text)}
@@ -44,7 +44,7 @@ class Moved:
     def split(self, host: Host) -> None:
         """Split what the host's own iptables-save says, and prove it."""
         for path, tool in zip(self.dumps, ("iptables", "ip6tables"), strict=True):
-            path.write_text(host.root.sh(f"{tool}-legacy-save"))
+            path.write_text(host.root.sh(f"{tool}-{self.variant}-save"))
         names = [str(path) for path in self.dumps]
         known = [word for family in (4, 6) for word in ("--host-address", lab.mapped(lab.UPLINK, family))]
         people = [
@@ -63,7 +63,7 @@ class Moved:
 
     def load_root(self, host: Host) -> None:
         for file, tool in (("root.rules", "iptables"), ("root.rules6", "ip6tables")):
-            lab.load(host.root, tool, (self.out / file).read_text())
+            lab.load(host.root, tool, (self.out / file).read_text(), self.variant)
         for file in ("publish.nft", "publish.nft6"):
             host.root.sh(f"nft -f {self.out / file}")
 
@@ -86,13 +86,17 @@ def _own(path: Path, prefix: str) -> None:
     path.write_text(text + '\n[limits]\nhold_down = "0s"\n')
 
 
-@pytest.mark.parametrize(("style", "attachment"), [("mixed", "tap"), ("chains", "process"), ("flat", "veth")])
-def test_packets_fare_as_before(style: str, attachment: str, tmp_path: Path) -> None:
-    move = Moved(tmp_path, style, attachment)
+@pytest.mark.parametrize(
+    ("style", "attachment", "variant"),
+    [("mixed", "tap", "legacy"), ("chains", "process", "nft"), ("flat", "veth", "legacy")],
+)
+def test_packets_fare_as_before(style: str, attachment: str, variant: str, tmp_path: Path) -> None:
+    move = Moved(tmp_path, style, attachment, variant)
     asked = lab.questions(move.tenants)
-    with lab.before(move.tenants, move.rules) as host:
+    with lab.before(move.tenants, move.rules, variant) as host:
         wanted = lab.ask(host, asked)
         move.split(host)
+    assert f'backend = "iptables-{variant}"' in move.spec.read_text()
     _own(move.spec, f"u{os.getpid() % 10000}{attachment[0]}")
     kinds = Counter(answer.split()[0] for answer in wanted.values())
     assert min(kinds["from"], kinds["silent"]) > 60, kinds
@@ -109,7 +113,7 @@ def test_packets_fare_as_before(style: str, attachment: str, tmp_path: Path) -> 
             assert _different(move, wanted, found) == {}
             report = move.json(host, "verify")
             assert report["drift"] == [], report
-        root = host.root.sh("iptables-legacy-save; ip6tables-legacy-save; nft list ruleset")
+        root = host.root.sh(f"iptables-{variant}-save; ip6tables-{variant}-save")
         assert "netslot-from" in root, "down took rules away that are not netslot's"
 
 
