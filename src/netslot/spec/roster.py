@@ -152,7 +152,7 @@ def plain(item: Network | Address) -> str:
 
 
 def _same(known: str, text: str) -> bool:
-    if known == text:
+    if text in (known, f"{known}/32", f"{known}/128"):
         return True
     try:
         return ip_network(known) == ip_network(text)
