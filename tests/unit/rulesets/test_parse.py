@@ -302,7 +302,7 @@ def test_jumps_that_no_host_has_are_refused_and_those_below_are_walked() -> None
     with pytest.raises(SpecError, match="more than 100 chains deep"):
         parse(_ladder(2000))
     loop = "*filter\n:INPUT ACCEPT [0:0]\n:a - [0:0]\n:b - [0:0]\n-A INPUT -j a\n-A a -j b\n-A b -j a\nCOMMIT\n"
-    assert depth(parse(loop).rulesets[0].tables["filter"]) >= 2
+    assert depth(parse(loop).rulesets[0].tables["filter"]) >= 1
 
 
 def test_an_empty_dump_says_what_to_give() -> None:
