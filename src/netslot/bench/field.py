@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import os
 import socket
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
@@ -78,18 +80,21 @@ def quiet_ipv6() -> None:
             path.write_text("1", encoding="ascii")
 
 
-def add_place(place: Place, *, up: bool = True) -> None:
+def add_place(place: Place, *, up: bool = True, at_birth: Sequence[netlink.Request] = ()) -> float:
     """Make a tenant's namespace with its link to the root namespace, which the calling thread is in.
 
-    Unless ``up``, both ends are left as they were born, which is when a slot gets its policies.
+    Unless ``up``, both ends are left as they were born, which is when a slot gets its policies. ``at_birth`` is asked
+    for together with the link; returns the seconds that both took.
     """
     netns.create(place.netns)
     inside, home = netns.open_named(place.netns), netns.open_own()
     try:
         with netns.entered(inside), netlink.Socket() as sock:
-            sock.execute([rt.veth("up0", place.interface, index=UPLINK_INDEX, peer_netns=home)])
+            start = time.perf_counter()
+            sock.execute([rt.veth("up0", place.interface, index=UPLINK_INDEX, peer_netns=home), *at_birth])
+            seconds = time.perf_counter() - start
         if not up:
-            return
+            return seconds
         with netlink.Socket() as sock:
             index = _link_index(place.interface)
             sock.execute(
@@ -100,6 +105,7 @@ def add_place(place: Place, *, up: bool = True) -> None:
             )
         with netns.entered(inside):
             _end_point("up0", f"{place.address}/31", place.root_address)
+        return seconds
     finally:
         os.close(inside)
         os.close(home)
