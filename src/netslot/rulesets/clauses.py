@@ -270,6 +270,8 @@ class ClauseParser:
             return _comment(words)
         module = MODULES.get(name)
         if module is None:
+            if not name[:1].isalnum():
+                raise ValueError(f"'{name}' is no name of a match; expected -m MODULE")
             return Clause((m.Opaque(name, ("-m", name, *words)),), module=name)
         own, strangers = scan_options(words, module.arity)
         matches = tuple(module.build(name, own, self._family)) if own or name == "rpfilter" else ()

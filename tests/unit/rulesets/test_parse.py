@@ -265,6 +265,7 @@ _HEAD = "*filter\n:FORWARD ACCEPT [0:0]\n"
         (_HEAD + ":INPUT MAYBE [0:0]\nCOMMIT\n", 3, "expected ACCEPT or DROP"),
         (_HEAD + "[x] -A FORWARD -j DROP\nCOMMIT\n", 3, "packets:bytes"),
         (_HEAD + "gibberish\nCOMMIT\n", 3, "not understood"),
+        (_HEAD + "-A FORWARD -m ! addrtype --dst-type LOCAL -j DROP\nCOMMIT\n", 3, "no name of a match"),
         (_HEAD + "-N\nCOMMIT\n", 3, "no name of a chain"),
         (_HEAD + "-N two words\nCOMMIT\n", 3, "no name of a chain"),
         (_HEAD + ": - [0:0]\nCOMMIT\n", 3, "no name of a chain"),
