@@ -104,6 +104,9 @@ def test_packets_fare_as_before(style: str, attachment: str, variant: str, tmp_p
     with lab.bare() as host:
         said = move.netslot("up", str(move.spec), root=host.root.name, status=3)
         assert "root holds other rules than the spec says" in said
+        said = move.netslot("check", str(move.spec), root=host.root.name, status=4)
+        assert "1 errors" in said, said
+        assert f"iptables-{variant}-restore <" in said
         assert not [name for name in netns.names() if name.startswith(f"u{os.getpid() % 10000}")]
         with move.up(host):
             assert "0 errors" in move.netslot("check", str(move.spec), root=host.root.name)

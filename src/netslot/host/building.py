@@ -390,6 +390,6 @@ def _take_down(engine: Engine, workshop: Workshop, progress: Progress | None) ->
     snapshot = engine.root_snapshot
     if snapshot is not None:
         root.remove(snapshot)
-    if not any(link.group == ROOT_GROUP for link in rt.links(workshop.root)):  # another host may need it here
+    if not any(parse_tag(link.alias) for link in rt.links(workshop.root)):  # another host may need it here
         root_forwarding.restore(ledger.get("forwarding"))
     return len(known)

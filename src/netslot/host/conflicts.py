@@ -14,7 +14,7 @@ from ipaddress import ip_network
 from pathlib import Path
 
 from netslot.errors import KernelError
-from netslot.host import census
+from netslot.host import census, root_given
 from netslot.host.finding import Finding
 from netslot.host.plan import parse_tag
 from netslot.kernel import netlink, netns, nf_attrs, nf_tables, rtnetlink, xtables
@@ -63,7 +63,16 @@ def check(spec: HostSpec) -> list[Finding]:
         *_wildcards(spec, rules),
         *_base_chains(),
         *_managers(spec),
+        *_given(spec),
     ]
+
+
+def _given(spec: HostSpec) -> Iterator[Finding]:
+    """Rules of root's that the spec names and root does not hold."""
+    wrong = root_given.differences(spec)
+    if wrong:
+        what = f"root holds other rules than the spec says: {len(wrong)} differences"
+        yield Finding("error", what, f"netslot up refuses: {wrong[0]}", " && ".join(root_given.commands(spec)))
 
 
 def _uplink(spec: HostSpec, links: list[rtnetlink.Link]) -> Iterator[Finding]:

@@ -28,7 +28,7 @@ def refuse(spec: HostSpec) -> None:
         raise RefusedError(
             f"root holds other rules than the spec says: {'; '.join(map(str, wrong[:_SHOWN]))}"
             + (f" (and {len(wrong) - _SHOWN} more)" if len(wrong) > _SHOWN else ""),
-            hint=f"nothing was changed. Load them first: {'; '.join(_commands(spec))}",
+            hint=f"nothing was changed. Load them first: {'; '.join(commands(spec))}",
         )
 
 
@@ -65,7 +65,8 @@ def _variant(spec: HostSpec) -> Variant:
     return "nft" if spec.root.backend == "iptables-nft" else "legacy"
 
 
-def _commands(spec: HostSpec) -> list[str]:
+def commands(spec: HostSpec) -> list[str]:
+    """What loads the files."""
     loads = [f"{tables.PROGRAMS[family]}-{_variant(spec)}-restore < {file.name}" for family, file in _iptables(spec)]
     return loads + [f"nft -f {file.name}" for file in spec.root.published]
 
