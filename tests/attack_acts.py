@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import packets as p
-from attack_lab import OUTSIDE, OUTSIDE6, Scene
+from attack_lab import HOST, HOST6, OUTSIDE, OUTSIDE6, Scene
 from netslot.kernel import conntrack
 
 Act = Callable[[Scene, bytes], None]
@@ -203,6 +203,28 @@ def redirect(to: str) -> Act:
         option = struct.pack(">BBHI", 4, (8 + len(quoted)) // 8, 0, 0) + quoted
         message = p.icmp6(own, victim, 137, 0, bytes(4), p.pack(own) + p.pack(OUTSIDE6) + option)
         scene.send(p.ipv6(own, victim, p.ICMPV6, message, hops=255))
+
+    return act
+
+
+def error_about(six: bool, *, neighbours: bool) -> Act:
+    """An ICMP error that says of a connection of the host's, or of a neighbour's behind the host's address, that its
+    packets are too big."""
+
+    def act(scene: Scene, mark: bytes) -> None:
+        host, to, port = HOST6 if six else HOST, outside(six), number(mark)
+        if neighbours:
+            scene.honest.packet(ip(scene.its_own(six), to, p.UDP, p.udp(scene.its_own(six), to, port, 443, b"")))
+        else:
+            with scene.root.socket(socket.SOCK_DGRAM, socket.AF_INET6 if six else socket.AF_INET) as sock:
+                sock.bind((host, port))
+                sock.sendto(b"", (to, 443))
+        quoted = ip(host, to, p.UDP, p.udp(host, to, port, 443, mark))
+        own = scene.own(six)
+        if six:
+            scene.send(p.ipv6(own, host, p.ICMPV6, p.icmp6(own, host, 2, 0, struct.pack(">I", 1280), quoted)))
+        else:
+            scene.send(p.ipv4(own, host, p.ICMP, p.icmp(3, 4, struct.pack(">HH", 0, 600), quoted)))
 
     return act
 

@@ -241,6 +241,8 @@ class Scene:
         self.neighbour = held.enter_context(lab.Place(self.victim.netns))
         self.sender = SENDERS[of.attachment](self.plan, self.slot)
         held.callback(self.sender.close)
+        self.honest = SENDERS[of.attachment](self.victim, self.neighbour)
+        held.callback(self.honest.close)
         self.seen = {
             "outside": arriving(outside, "eth0"),
             "link": arriving(root, self.plan.root_if),
@@ -261,6 +263,10 @@ class Scene:
         """The address that an honest workload would send from."""
         key = "guest_address" if self.plan.guest_if else "address"
         return self.values[key + "6" if six else key]
+
+    def its_own(self, six: bool) -> str:
+        """The neighbour's."""
+        return self.own(six) if self.plan.guest_if else self.victim.values["address6" if six else "address"]
 
     def gateway(self, six: bool) -> str:
         """The tenant's next hop."""

@@ -185,6 +185,7 @@ def nat_rule(text: str, pattern: str) -> Stop:
     )
 
 
+NAT_QUOTE = nat_rule("a quoted packet is made the slot's own", "icmp.* set ip6* saddr")
 NAT_SOURCE = nat_rule("only the guest's own packets leave", "saddr != [^ ]* drop")
 NAT_PROGRAM = Stop(
     '`nat.kind = "bpf"`: only what is the guest\'s and can be read to the end leaves',

@@ -137,13 +137,10 @@ def test_every_attack_is_stopped_by_what_is_said_to_stop_it(scene: Scene) -> Non
 @pytest.mark.parametrize("scene", [kind for kind in KINDS if kind.nat != "nftables"], indirect=True, ids=str)
 def test_a_tenant_with_no_connection_left_leaves_its_neighbour_all(scene: Scene) -> None:
     """The tenant has opened all it may; the neighbour's connections are its own to count."""
-    neighbour = attack_lab.SENDERS[scene.of.attachment](scene.victim, scene.neighbour)
     for six in (False, True):
         attack_acts.connections(six)(scene, b"")
         one, other = mark(1), mark(2)
         attack_acts.tcp(attack_acts.outside(six), 443)(scene, one)
-        own = scene.own(six) if scene.plan.guest_if else scene.victim.values["address6" if six else "address"]
-        neighbour.packet(attack_acts.segment(own, attack_acts.outside(six), other, 443))
+        scene.honest.packet(attack_acts.segment(scene.its_own(six), attack_acts.outside(six), other, 443))
         assert Game(scene).arrived({one: "outside", other: "outside"}, {other}.issubset) == {other}
         scene.slot.run(conntrack.flush)
-    neighbour.close()

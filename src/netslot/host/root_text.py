@@ -69,7 +69,8 @@ def _preset(spec: HostSpec, *, ipv6: bool) -> Iterator[tuple[str, str, str]]:
     for chain, rule in _forward(spec):
         yield "filter", chain, rule
     ping = "-p ipv6-icmp -m icmp6 --icmpv6-type echo-request" if ipv6 else "-p icmp -m icmp --icmp-type echo-request"
-    yield "filter", "INPUT", f"-i {slots} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
+    # Not RELATED: a tenant could tell the host anything about the host's other connections.
+    yield "filter", "INPUT", f"-i {slots} -m conntrack --ctstate ESTABLISHED -j ACCEPT"
     yield "filter", "INPUT", f"-i {slots} {ping} -j ACCEPT"
     yield "filter", "INPUT", f"-i {slots} -j DROP"
     pool = spec.addresses.pool6 if ipv6 else spec.addresses.pool
@@ -137,7 +138,7 @@ def nft_preset(spec: HostSpec) -> str:
         "\t}",
         "\tchain input {",
         "\t\ttype filter hook input priority filter; policy accept;",
-        f"\t\tiifname {slots} ct state established,related accept",
+        f"\t\tiifname {slots} ct state established accept",
         f"\t\tiifname {slots} icmp type echo-request accept",
         f"\t\tiifname {slots} icmpv6 type echo-request accept",
         f"\t\tiifname {slots} drop",
