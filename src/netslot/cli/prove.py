@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +86,7 @@ def prove(
 def _replay(dump: Dump, world: Places, after: Arrangement, files: Mapping[str, str], count: int) -> dict[str, Any]:
     from netslot.host.replay import replay_packets
 
-    return asdict(replay_packets(dump, world, after, files, count))
+    return vars(replay_packets(dump, world, after, files, count))
 
 
 def read_directory(directory: Path) -> dict[str, str]:
@@ -120,7 +119,7 @@ def _print(answer: dict[str, Any], scenarios: int) -> None:
     else:
         click.echo(f"NOT shown to be the same: {count}")
     if answer["packets_replayed"]:
-        states = ", ".join(f"{count} {state}" for state, count in answer["packets_by_state"].items())
+        states = ", ".join(f"{count} {state}" for state, count in sorted(answer["packets_by_state"].items()))
         click.echo(f"{answer['packets_replayed']} real packets were sent through both arrangements ({states})")
     for reason, count in answer["packets_skipped"].items():
         click.echo(f"  {count} more were not compared: {reason}")
