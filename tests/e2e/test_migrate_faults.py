@@ -14,11 +14,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from bridge_lab import CONTAINERS, Bridge
 from dying import dies_at
 from hostlab import NETSLOT
+from lab import nets
 from migration_lab import PlayedHost, played_host, same_bytes, split_host, still
 from netslot.cli.main import cli
 from netslot.host import migration_homes, tables
+from netslot.host.migrate import Migration
 from netslot.host.migration_journal import Journal
 
 TENANTS = 3
@@ -177,6 +180,44 @@ def test_killed_at_any_moment(tmp_path: Path, seed: int) -> None:
         for net in (host.root, *host.homes.values()):
             assert "netslot" not in net.sh("nft list tables")
         assert {f: tables.plain(host.save(f)) for f in host.families} == lab.plain
+
+
+@pytest.mark.parametrize("variant", ["legacy", "nft"])
+def test_containers_killed_at_every_step(variant: str, tmp_path: Path) -> None:
+    """Where root's new rules bring sets: these are there as long as a rule asks for them, and gone afterwards."""
+    with nets("root", "out", *(f"c{number}" for number in range(CONTAINERS))) as (root, outside, *containers):
+        bridge = Bridge(root, outside, containers, variant)
+        files, before = bridge.split(), tables.plain(bridge.save())
+
+        def forward() -> None:
+            Migration(tmp_path, root.fd).forward(files, {}, None, lambda _: None)
+
+        def back() -> None:
+            Migration(tmp_path, root.fd).rollback(lambda _: None)
+
+        def is_old() -> bool:
+            return tables.plain(bridge.save()) == before and "netslot" not in root.sh(
+                "ipset list -n; nft list tables"
+            )
+
+        forward()
+        after = tables.plain(bridge.save())
+        back()
+        step = 1
+        while dies_at(step, forward):
+            state = Migration(tmp_path, root.fd).status().state
+            now = tables.plain(bridge.save())
+            assert all(now.get(name) in (before.get(name), after.get(name)) for name in before)
+            if step % 2 and state != "done":
+                forward()
+                assert tables.plain(bridge.save()) == after
+                back()
+            elif state != "none":
+                back()
+            assert is_old(), step
+            step += 1
+        assert step > 30, "the steps are not counted"
+        back()
 
 
 def test_a_torn_line_of_the_journal_has_not_been_written(tmp_path: Path) -> None:
