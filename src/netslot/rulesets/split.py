@@ -83,20 +83,21 @@ def split(
     without = [tenant.name for tenant in places.tenants if not tenant.interfaces]
     if method == "slots" and without:
         plan.refusals.append(
-            f"{_some(without)}: no link of its own is known. Tenants behind one bridge reach each other past root's "
-            "rules; each needs a link of its own (name it with --tenants FILE)"
+            f"{_some(without)}: no link of its own is known (a bridge's port is none). Tenants behind one bridge "
+            "reach each other past root's rules; each needs a link of its own (name it with --tenants FILE)"
         )
     if plan.refusals:
         return Split({}, _report(dump, places, plan, [], 0, 0), plan.refusals, list(plan.notes), places)
     if without and method is None:
-        plan.notes[f"{_some(without)}: no link of its own is known, so rules stay in root, with sets"] = None
+        why = "no link of its own is known (a bridge's port is none)"
+        plan.notes[f"{_some(without)}: {why}, so rules stay in root, with sets"] = None
     by_sets = bool(without) or method == "sets"
     return _Splitter(dump, places, plan, attachment, inward == "root").run(by_sets)
 
 
 def _some(names: list[str]) -> str:
     shown = ", ".join(names[:4])
-    return f"{len(names)} tenants ({shown}{', ...' if len(names) > 4 else ''})"
+    return f"{len(names)} tenant{'s' * (len(names) > 1)} ({shown}{', ...' if len(names) > 4 else ''})"
 
 
 class _Splitter:

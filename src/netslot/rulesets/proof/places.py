@@ -234,7 +234,7 @@ def survey(dump: Dump, tenants: Sequence[Tenant], host_addresses: Sequence[tuple
 
     ``host_addresses`` are further addresses of the host that somebody knows.
     """
-    tenants, left_out = _distinct(tenants)
+    tenants, left_out = _distinct(tenants, _bridge_ports(dump))
     bare = Places(tenants, {}, {}, (), {})
     named: dict[str, None] = {}
     gateways: dict[Family, tuple[tuple[int, ...], ...]] = {}
@@ -285,13 +285,28 @@ def _uplinks(dump: Dump, bare: Places) -> Iterator[str]:
                 yield out[0].name
 
 
-def _distinct(tenants: Sequence[Tenant]) -> tuple[tuple[Tenant, ...], tuple[tuple[str, str], ...]]:
-    """The tenants that have addresses and not several links; a link that several are behind is nobody's own."""
+def _bridge_ports(dump: Dump) -> frozenset[str]:
+    """Links that rules name as a bridge's ports. What comes by one is bridged, and from a slot it would be routed:
+    there ``physdev`` matches nothing (net/netfilter/xt_physdev.c: it asks what the bridge has noted)."""
+    return frozenset(
+        match.name
+        for ruleset in dump.rulesets
+        for _, _, rule in ruleset.rules()
+        for match in rule.matches
+        if isinstance(match, m.Physdev) and not match.wildcard
+    )
+
+
+def _distinct(
+    tenants: Sequence[Tenant], ports: frozenset[str]
+) -> tuple[tuple[Tenant, ...], tuple[tuple[str, str], ...]]:
+    """The tenants that have addresses and not several links; a link that several are behind is nobody's own, and
+    neither is a bridge's port."""
     behind = Counter(name for tenant in tenants for name in tenant.interfaces)
     kept: list[Tenant] = []
     left_out: list[tuple[str, str]] = []
     for tenant in tenants:
-        own = tuple(name for name in tenant.interfaces if behind[name] == 1)
+        own = tuple(name for name in tenant.interfaces if behind[name] == 1 and name not in ports)
         if len(own) > 1:
             left_out.append((tenant.name, "more than one link; a slot has one"))
         elif not tenant.addresses:
