@@ -97,7 +97,7 @@ class Foresight:
         result = journey.travel(packet.flow())
         for words, when in result.ledger.changes.items():
             if when is True:
-                asked.setdefault(f"what -j {words} changes is not modelled")
+                asked.setdefault(f"what {words} changes is not modelled")
         outcome, muted = self._outcome(sample, result)
         return Foreseen(outcome, result.flow.mark, frozenset(loose), tuple(asked), muted, result)
 
@@ -166,6 +166,8 @@ class Foresight:
             return value & mask == 0 if place == "root" and name else None
         if key[:2] == ("-m", "pkttype"):
             return (key[-3] == "unicast") != negated
+        if key[:2] == ("-m", "physdev"):
+            return negated  # no link of a stage is a bridge's port
         if key[:2] == ("-m", "mac"):
             mac = self._mac(key[-1], sample)
             return None if mac is None else (mac == key[-3].lower()) != negated

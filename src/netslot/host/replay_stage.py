@@ -374,7 +374,10 @@ def inside(name: str, function: Callable[..., Any], *args: Any) -> Any:
 def _restore_sets(text: str) -> None:
     done = subprocess.run(["ipset", "restore"], input=text, text=True, capture_output=True, check=False)
     if done.returncode:
-        raise HostError(f"the sets cannot be made here for the replay: {done.stderr.strip()}")
+        raise HostError(
+            f"the sets cannot be made here for the replay: {done.stderr.strip()}",
+            hint="prove without --replay needs no kernel",
+        )
 
 
 def _ip(name: str, lines: Sequence[str]) -> None:
