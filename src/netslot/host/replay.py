@@ -67,7 +67,7 @@ class Replay:
             {f: pair.before for f, pair in pairs.items()},
             {f: pair.after for f, pair in pairs.items()},
         ]
-        self.scene = Scene(places, tuple(_players(classes)), families, set_contents(dump, places))
+        self.scene = Scene(places, tuple(players(classes)), families, set_contents(dump, places))
         self._left = len(set(classes)) - len({classes[tenant] for tenant in self.scene.players})
         self._arrangement = arrangement
         before = Rules({ruleset.family: write(ruleset) for ruleset in dump.rulesets})
@@ -87,7 +87,7 @@ class Replay:
         return result
 
 
-def _players(classes: Sequence[int]) -> list[int]:
+def players(classes: Sequence[int]) -> list[int]:
     """One tenant of each class, the largest first; of the two largest, two; of others too while there is room."""
     members: dict[int, list[int]] = {}
     for tenant, number in enumerate(classes):
