@@ -216,8 +216,8 @@ SHAPES: dict[str, list[str]] = {
 
 GROWING = {"dnat_out", "mark_mangle", "connmark", "zone", "classify", "log_own", "set_own"}
 """Rules with a number or name of the tenant's own in them that is no address: root keeps one for each."""
-REFUSED = {"limit_own", "quota"}
-"""A count of one tenant that lets packets pass, to other tenants too: no rule of all tenants can say that."""
+REFUSED = {"limit_own", "quota", "addr_only_in", "addr_only_out"}
+"""No rule of all tenants can say it: a count of one that lets packets pass to others; whose rule stands first."""
 
 _HOOKS = {
     "raw": ["PREROUTING", "OUTPUT"],

@@ -24,6 +24,9 @@ from netslot.rulesets.proof.walker import Chooser, Ledger, Walker
 
 Attachment = Literal["tap", "veth", "process"]
 
+OWN_ADDRESS = "own address of"
+"""How the unknown address is called that REDIRECT leads to: one of the host's."""
+
 LOCAL = ""
 """Where a packet goes that is for the host itself."""
 
@@ -262,7 +265,7 @@ class Journey:
             low, high = to.address
             address = low if low == high else self._number(f"{name} address", flow.width, low)
         elif kind in ("Masquerade", "Redirect"):
-            address = self._number(f"address of {where}", flow.width, 0)
+            address = self._number(f"{OWN_ADDRESS if kind == 'Redirect' else 'address of'} {where}", flow.width, 0)
         else:
             address = old[0]
         if to.ports is None:

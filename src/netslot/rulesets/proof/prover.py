@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -12,12 +12,13 @@ import z3
 from netslot.rulesets.model import Dump, Family
 from netslot.rulesets.proof.arrangement import NO_SLOT, Arrangement
 from netslot.rulesets.proof.flow import Flow
-from netslot.rulesets.proof.journey import Journey, Result, Side, Slot, Way
+from netslot.rulesets.proof.journey import OWN_ADDRESS, Journey, Result, Side, Slot, Way
 from netslot.rulesets.proof.members import Portraits
+from netslot.rulesets.proof.orders import Orders
 from netslot.rulesets.proof.places import NOBODY, Places
 from netslot.rulesets.proof.scenarios import Cast, cast, from_tenant, others
 from netslot.rulesets.proof.solving import ConcretePacket, Unknowns, concrete, differences, plainest
-from netslot.rulesets.proof.tagged import Filed, FiledRuleset, Roles
+from netslot.rulesets.proof.tagged import Filed, FiledRuleset
 from netslot.rulesets.proof.terms import Truth, any_of, either, negate
 from netslot.rulesets.targets import Dnat
 from netslot.rulesets.values import address_text
@@ -79,7 +80,9 @@ def prove(dump: Dump, places: Places, arrangement: Arrangement, enough: int = 5)
         return verdict
     arrangement = aligned(places, arrangement)
     families = [both_sides(dump, places, arrangement, ruleset.family) for ruleset in dump.rulesets]
-    players = cast(classes_of(places, arrangement, families))
+    kinds = classes_of(places, arrangement, families)
+    orders = [Orders(sides.before.root, kinds) for sides in families]
+    players = cast(kinds, orders[0].rank)
     verdict.classes = len(players.first)
     verdict.assumptions = places.assumptions([sides.family for sides in families])
     if families and families[0].after.places.groups:
@@ -98,8 +101,8 @@ def prove(dump: Dump, places: Places, arrangement: Arrangement, enough: int = 5)
             f"{address_text(places.hosts[family][0], family)} stands for an address of the host that no rule names; "
             "say what the host is called with --host-address"
         )
-    for sides in families:
-        _Prover(sides, players, verdict).run(enough)
+    for sides, order in zip(families, orders, strict=True):
+        _Prover(sides, players, order, verdict).run(enough)
     return verdict
 
 
@@ -168,8 +171,8 @@ def aligned(places: Places, arrangement: Arrangement) -> Arrangement:
 
 
 class _Prover:
-    def __init__(self, sides: Sides, players: Cast, verdict: Verdict) -> None:
-        self._sides = sides
+    def __init__(self, sides: Sides, players: Cast, orders: Orders, verdict: Verdict) -> None:
+        self._sides, self._orders = sides, orders
         self._players = players
         self._verdict = verdict
         self._family: Family = sides.family
@@ -219,13 +222,29 @@ class _Prover:
         return self._sides.before, self._sides.after
 
     def _scenario(self, way: Way) -> None:
-        pair = way.sender != NOBODY and way.receiver not in (NOBODY, way.sender)
-        if not pair:
+        one = way.sender if way.sender != NOBODY else way.source
+        if NOBODY in (one, way.receiver) or one == way.receiver:
             self._question(way, self._sides.before, lenient=False)
             return
-        for order in ((way.sender, way.receiver), (way.receiver, way.sender)):
-            chooser = _Ordered(self._sides.before.root, order)
-            self._question(way, replace(self._sides.before, choose=chooser.candidates), lenient=True)
+        early, late = self._players.extremes(one, way.receiver)
+        self._pair(way, one, early, late, (early, late))
+        early, late = self._players.extremes(way.receiver, one)
+        self._pair(way, one, late, early, (early, late))
+
+    def _pair(self, way: Way, one: int, sender: int, receiver: int, order: tuple[int, int]) -> None:
+        """The way between two others of the same classes, and the rules of one before those of the other."""
+        if sender == receiver:
+            return  # of one tenant alone, both orders are the same
+        people = {one: sender, way.receiver: receiver}
+        other = replace(
+            way,
+            entry=self._places.link(sender) if way.sender != NOBODY else way.entry,
+            sender=people.get(way.sender, way.sender),
+            receiver=receiver,
+            source=people.get(way.source, way.source),
+        )
+        side = replace(self._sides.before, choose=self._orders.chooser(*order))
+        self._question(other, side, lenient=way.sender != NOBODY)
 
     def _question(self, way: Way, before_side: Side, lenient: bool) -> None:
         way = self._translatable(way)
@@ -238,10 +257,14 @@ class _Prover:
             return
         solver = _solver()
         solver.add(*unknowns.sane(flow), *self._limits(way, flow, before))
+        own = (number for name, number in unknowns.numbers.items() if name.startswith(OWN_ADDRESS))
+        solver.add(*(self._places.is_local(number, self._family) for number in own))
         solver.add(any_of(wrong.values()))
-        for _ in range(_TRIES):
+        for tries in range(_TRIES):
             outcome = solver.check()
             if outcome == z3.unsat:
+                if tries and before_side.choose is not None:
+                    self._obstacle("the answer depends on whose rules stand first", way)
                 return
             if outcome == z3.unknown:
                 self._obstacle(f"the solver gave up ({solver.reason_unknown()})", way)
@@ -368,22 +391,6 @@ def _story(result: Result) -> dict[str, Any]:
     if verdict == "accepted":
         story |= {"leaves": result.exit or "to the host", "mark": result.flow.mark, "translations": made}
     return story
-
-
-class _Ordered:
-    """The rules of two tenants in one given order: all of the one's before the other's, between common rules."""
-
-    def __init__(self, filed: FiledRuleset, order: Sequence[int]) -> None:
-        self._filed = filed
-        self._rank = {tenant: rank for rank, tenant in enumerate(order)}
-
-    def candidates(self, table: str, chain: str, roles: Roles) -> list[Filed]:
-        found = self._filed.candidates(table, chain, roles)
-        return sorted(found, key=self._key)
-
-    def _key(self, item: Filed) -> tuple[int, bool, int, int]:
-        ranks: Iterable[int] = (self._rank.get(who, 0) for _, who in item.tags)
-        return item.segment, not item.tags, min(ranks, default=0), item.position
 
 
 def _solver() -> z3.Solver:

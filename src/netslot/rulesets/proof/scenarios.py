@@ -19,10 +19,20 @@ STRANGER = "unnamed0"
 
 @dataclass(frozen=True, slots=True)
 class Cast:
-    """``first`` of each class, and ``second`` where the class has another member."""
+    """``first`` of each class, ``second`` where the class has another member, and ``last``, in the dump's order."""
 
     first: tuple[int, ...]
     second: tuple[int, ...]
+    last: tuple[int, ...]
+
+    def extremes(self, one: int, other: int) -> tuple[int, int]:
+        """Members of the classes of both, of which the one is as early as there is and the other as late."""
+        places = [self._class_of(one), self._class_of(other)]
+        return self.first[places[0]], self.last[places[1]]
+
+    def _class_of(self, tenant: int) -> int:
+        members = zip(self.first, self.second, self.last, strict=True)
+        return next(place for place, people in enumerate(members) if tenant in people)
 
     def partners(self, tenant: int) -> list[int]:
         """One tenant of each class, other than this one."""
@@ -34,16 +44,24 @@ class Cast:
         return found
 
 
-def cast(classes: Sequence[int]) -> Cast:
-    """Choose the representatives."""
+def cast(classes: Sequence[int], rank: Sequence[int] | None = None) -> Cast:
+    """Choose the representatives. ``rank``: where each tenant's rules begin, if that is not in the tenants' order."""
     first: dict[int, int] = {}
     second: dict[int, int] = {}
-    for tenant, number in enumerate(classes):
+    last: dict[int, int] = {}
+    order = range(len(classes)) if rank is None else sorted(range(len(classes)), key=rank.__getitem__)
+    for tenant in order:
+        number = classes[tenant]
+        last[number] = tenant
         if number not in first:
             first[number] = tenant
         else:
             second.setdefault(number, tenant)
-    return Cast(tuple(first.values()), tuple(second.get(number, NOBODY) for number in first))
+    return Cast(
+        tuple(first.values()),
+        tuple(second.get(number, NOBODY) for number in first),
+        tuple(last[number] for number in first),
+    )
 
 
 def from_tenant(tenant: int, players: Cast, places: Places, spoofing: bool) -> Iterator[Way]:

@@ -28,6 +28,7 @@ class Unknowns:
         self.family = family
         self._width = 32 if family == 4 else 128
         self._functions: dict[tuple[str, ...], z3.FuncDeclRef] = {}
+        self.numbers: dict[str, Number] = {}
 
     def oracle(self, key: tuple[str, ...], contents: tuple[Number, ...]) -> Truth:
         sizes = [self._width, self._width, 8, 16, 16, 3] if len(contents) == 6 else [self._width] * len(contents)
@@ -44,7 +45,7 @@ class Unknowns:
         return function(*arguments)
 
     def number(self, name: str, width: int, _default: Number) -> Number:
-        return z3.BitVec(name, width)
+        return self.numbers.setdefault(name, z3.BitVec(name, width))
 
     def flow(self) -> Flow:
         """A packet of which nothing is known."""

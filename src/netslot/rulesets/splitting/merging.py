@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 from netslot.rulesets import matches as m
 from netslot.rulesets import targets as t
@@ -31,12 +32,14 @@ class General:
     """``near``: the side on which the tenant's own link is asked for; None if it is not.
 
     A match of a set whose name begins with ``OWN`` stands for a set of tenants' own addresses, which is still to be
-    made: the rest of the name is the address's variable.
+    made: the rest of the name is the address's variable. ``as_they_were``: the rules of all tenants of the class,
+    where no rule can say it for them.
     """
 
     near: m.Direction | None
     matches: tuple[m.Match, ...]
     target: t.Target
+    as_they_were: tuple[str, ...] = ()
 
 
 OWN = "@"
@@ -138,7 +141,7 @@ class Generaliser:
         return [m.SetMatch(OWN + names[pattern], (match.side, "src" if near == "in" else "dst"), match.negated)]
 
 
-Text = tuple[tuple[m.Match, ...], t.Target]
+Text = tuple[tuple[m.Match, ...], t.Target] | str
 
 
 def merged(
@@ -154,27 +157,29 @@ def merged(
     """
     values = list(lists.values())
     if all(one == values[0] for one in values):
-        return [plain(rule, naming, range(len(kinds)), make) for rule in values[0]]
-    if any(rule.near is None and not _asks_for_own(rule) for rules in values for rule in rules):
-        raise CannotSplit("classes of tenants differ here, and nothing tells whose packet it is")
+        return [text for rule in values[0] for text in plain(rule, naming, range(len(kinds)), make)]
+    for rule in (rule for rules in values for rule in rules):
+        if rule.near is None and not rule.as_they_were and not _asks_for_own(rule):
+            raise CannotSplit("classes of tenants differ here, and nothing tells whose packet it is")
     if len(lists) > _MOST_CLASSES:
         raise CannotSplit("it differs from tenant to tenant")
     found: list[Text] = []
-    sides: tuple[m.Direction | None, ...] = ("in", None, "out")
-    for near in sides:
-        for number, rules in lists.items():
-            members = [tenant for tenant, kind in enumerate(kinds) if kind == number]
+    for number, rules in lists.items():
+        members = [tenant for tenant, kind in enumerate(kinds) if kind == number]
+        for near, run in groupby(rules, key=lambda rule: rule.near):
+            mine = [text for rule in run for text in plain(replace(rule, near=None), naming, members, make)]
             link = () if near is None else (naming.class_link(near, number),)
-            mine = [plain(replace(rule, near=None), naming, members, make) for rule in rules if rule.near == near]
             if near is not None and len(mine) > _INLINE:
                 found.append((link, t.Jump(chain(mine))))
             else:
-                found += [((*link, *matches), target) for matches, target in mine]
+                found += [text if isinstance(text, str) else ((*link, *text[0]), text[1]) for text in mine]
     return found
 
 
-def plain(rule: General, naming: Naming, tenants: Iterable[int], make: MakeSet) -> Text:
+def plain(rule: General, naming: Naming, tenants: Iterable[int], make: MakeSet) -> list[Text]:
     """The rule as it is written, with the sets that it needs."""
+    if rule.as_they_were:
+        return list(rule.as_they_were)
     found: list[m.Match] = [] if rule.near is None else [naming.link(rule.near)]
     for match in rule.matches:
         if isinstance(match, m.SetMatch) and match.name.startswith(OWN):
@@ -182,7 +187,7 @@ def plain(rule: General, naming: Naming, tenants: Iterable[int], make: MakeSet) 
             found.append(replace(match, name=name))
         else:
             found.append(match)
-    return tuple(found), rule.target
+    return [(tuple(found), rule.target)]
 
 
 def _asks_for_own(rule: General) -> bool:

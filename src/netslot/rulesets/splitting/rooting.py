@@ -68,7 +68,8 @@ class RootWriter:
             bodies |= self._class_chains
             everybody = range(len(self._kinds))
             for name, rules in self._general.chains(table.name).items():
-                bodies[name] = [self._text(plain(rule, self._naming, everybody, self._own_set)) for rule in rules]
+                whole = [text for rule in rules for text in plain(rule, self._naming, everybody, self._own_set)]
+                bodies[name] = [self._text(text) for text in whole]
             for name in bodies:
                 chain = table.chains.get(name)
                 policy = chain.policy if chain is not None else None
@@ -157,9 +158,7 @@ class RootWriter:
         if not left:
             return []
         forwarding = table == "filter" and (chain == "FORWARD" or self._only_forward(chain))
-        linked = [item for item in left if _asks_for_link(item)]
-        others = [item for item in left if not _asks_for_link(item)]
-        return self._merge(table, chain, linked, forwarding) + self._merge(table, chain, others, False)
+        return self._merge(table, chain, left, forwarding)
 
     def _only_forward(self, chain: str) -> bool:
         """Whether FORWARD alone leads to this user chain."""
@@ -180,8 +179,10 @@ class RootWriter:
         except CannotSplit as reason:
             return self._one_by_one(table, chain, items, str(reason))
         for item in items:
-            outward = any(role == "in" for role, _ in item.tags)
-            if forwarding and (outward or not self._inward_here):
+            sides = {role for role, _ in item.tags}
+            if self._plan.fate(item.rule) == "stayed":
+                continue
+            if forwarding and ("in" in sides or ("out" in sides and not self._inward_here)):
                 self._move(table, chain, item.rule)
             else:
                 why = f"all tenants' rules of this kind say the same; {len(general)} rules say it once"
@@ -205,11 +206,26 @@ class RootWriter:
         """What each class says here; members of a class say the same."""
         if any(len({who for _, who in item.tags}) > 1 for items in by_tenant.values() for item in items):
             raise CannotSplit("it names two tenants")
+        members: dict[int, list[list[Filed]]] = {}
+        for tenant, kind in enumerate(self._kinds):
+            members.setdefault(kind, []).append(by_tenant.get(tenant, []))
         lists: dict[int, tuple[General, ...]] = {}
         for kind, tenant in self._first.items():
-            mine = [item for item in by_tenant.get(tenant, ()) if not (forwarding and self._slots_own(item))]
-            lists[kind] = tuple(self._general.rule(table, chain, item, tenant) for item in mine)
+            rows = zip(*members[kind], strict=True)  # members of a class say the same in the same order
+            rules = (
+                self._row(table, chain, row, tenant) for row in rows if not (forwarding and self._slots_own(row[0]))
+            )
+            lists[kind] = tuple(rules)
         return merged(lists, self._naming, self._kinds, self._class_chain, self._own_set)
+
+    def _row(self, table: str, chain: str, row: tuple[Filed, ...], tenant: int) -> General:
+        """One rule for all tenants of a class, whose first is ``tenant``; if there is none, theirs as they were."""
+        try:
+            return self._general.rule(table, chain, row[0], tenant)
+        except CannotSplit as reason:
+            for item in row:
+                self._plan.settle(self._family, table, chain, item.rule, "stayed", "root", str(reason))
+            return General(None, (), t.NoTarget(), tuple(item.rule.text for item in row))
 
     def _slots_own(self, item: Filed) -> bool:
         return is_slots_own(item, self._naming, self._family, self._frames)
@@ -253,8 +269,4 @@ class RootWriter:
         return found
 
     def _text(self, one: Text) -> str:
-        return rule_text(one[0], one[1], self._family)
-
-
-def _asks_for_link(item: Filed) -> bool:
-    return any(role in ("in", "out") for role, _ in item.tags)
+        return one if isinstance(one, str) else rule_text(one[0], one[1], self._family)

@@ -118,6 +118,8 @@ class SlotWriter:
         alone = self._last_alone(items) if drops else -1
         first = next((item.position for item in self._filed.chains["filter", chain] if item.tags), 0)
         changed = self._changed if top and outward else []
+        if changed:
+            items = self._drops_first(items, first)
         for number, item in enumerate(items):
             early = drops and self._before_all(item, first, number <= alone)
             if changed and not (early and self._as_root_sees(item.rule)):
@@ -141,6 +143,14 @@ class SlotWriter:
         if drops:
             lines += self._between_tenants(outward)
             self.passing += len(lines)
+
+    def _drops_first(self, items: list[Filed], first: int) -> list[Filed]:
+        """Among the drops that the chain begins with, those first that may be asked before root changes anything.
+
+        So are those of packets that root changes. In what order packets are dropped makes no difference.
+        """
+        number = next((n for n, item in enumerate(items) if not self._before_all(item, first, False)), len(items))
+        return [*sorted(items[:number], key=lambda item: not self._as_root_sees(item.rule)), *items[number:]]
 
     def _as_root_sees(self, rule: Rule) -> bool:
         """Whether the rule asks for nothing that root changes before its FORWARD: where a packet goes, its state."""
