@@ -203,6 +203,8 @@ class _Reader:
         for index in range(first, last):
             line = self._lines[index]
             self._number = index + 1
+            if "\t" in line and '"' not in line:
+                line = line.replace("\t", " ")
             try:
                 if line.startswith("-A "):
                     self._append(line, None)
@@ -327,6 +329,7 @@ class _Reader:
     def _append(self, line: str, counters: Counters | None) -> None:
         """``-A CHAIN rule``."""
         name, _, text = line[3:].strip().partition(" ")
+        text = text.lstrip()
         chain = self._chains.get(name) or self._chain(name)
         parts = self._clauses.parse_plain(text)
         if parts is not None:

@@ -193,6 +193,12 @@ def test_hand_written_rule_files() -> None:
     assert [rule.text for rule in chain.rules] == ["-i lo -j ACCEPT", "-s 10.0.0.1 -j user", "-s 10.0.0.2 -j user"]
 
 
+def test_tabs_and_columns() -> None:
+    text = "*filter\n:INPUT\tACCEPT\t[0:0]\n-A\tINPUT\t-i\tlo\t-j\tACCEPT\n-A INPUT    -j   DROP\nCOMMIT\n"
+    (chain,) = parse(text).rulesets[0].tables["filter"].chains.values()
+    assert [rule.text for rule in chain.rules] == ["-i lo -j ACCEPT", "-j   DROP"]
+
+
 def test_windows_line_ends_and_missing_last_newline() -> None:
     text = "*filter\r\n:INPUT ACCEPT [0:0]\r\n-A INPUT -j DROP\r\nCOMMIT"
     assert write(parse(text).rulesets[0]) == "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -j DROP\nCOMMIT\n"
