@@ -6,6 +6,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,7 @@ from netslot.errors import SpecError
 from netslot.kernel import cgroupfs
 from netslot.policy import cgroup as policy
 from netslot.policy.cgroup import CgroupDie
-from netslot.spec.policies import CgroupSection
+from netslot.spec.policies import CgroupSection, IoLimit
 
 PARENT = f"netslot-test-{os.getpid()}"
 VALUES = {"cgroup": f"{PARENT}/slot1", "size": "64Mi", "most": "20"}
@@ -95,6 +96,39 @@ def test_a_whole_tenant_is_frozen_and_killed_by_one_write(die: CgroupDie) -> Non
     assert not cgroupfs.populated(path)
     assert child.wait() == -9
     assert cgroupfs.usage(path).cpu_seconds < 0.001, "usage is counted from zero"
+
+
+def test_limits_of_io_are_written_read_back_and_changed() -> None:
+    device = next((file.read_text().strip() for file in sorted(Path("/sys/block").glob("*/dev"))), None)
+    if device is None:
+        pytest.skip("NOT CHECKED: this machine has no block device to limit")
+    section = CgroupSection(parent=PARENT, io=(IoLimit(device, read_bytes="${rate}", write_operations=100),))
+    values = VALUES | {"rate": "1000000"}
+    made = policy.cast(section, values=values)
+    made.stamp(values)
+    try:
+        assert made.read(values, {}) == []
+        other = values | {"rate": "2000000"}
+        assert len(made.read(other, {})) == 1
+        made.bind(other, {})
+        assert made.read(other, {}) == []
+    finally:
+        made.remove(values)
+        cgroupfs.remove(PARENT, made.controllers)
+
+
+def test_slowing_above_an_amount_of_memory_needs_version_2() -> None:
+    section = CgroupSection(parent=PARENT, memory_high="32Mi")
+    if cgroupfs.version("memory") == 1:
+        with pytest.raises(SpecError, match="cgroup v1, which has this host's memory controller"):
+            policy.cast(section, values=VALUES)
+        return
+    made = policy.cast(section, values=VALUES)
+    made.stamp(VALUES)
+    assert made.read(VALUES, {}) == []
+    assert cgroupfs.read(cgroupfs.unified(VALUES["cgroup"]) / "memory.high") == str(32 << 20)
+    made.remove(VALUES)
+    cgroupfs.remove(PARENT, made.controllers)
 
 
 @pytest.mark.parametrize(

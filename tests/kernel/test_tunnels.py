@@ -26,7 +26,8 @@ from netslot.spec.policies import Route, RouteRule, RoutesSection, Tunnel, Wireg
 
 Slot = tuple[lab.Net, lab.Net, lab.Net]
 KEYS = {
-    name: base64.b64encode(bytes([number]) + bytes(30) + b"\x40").decode() for number, name in ((8, "a"), (16, "b"))
+    name: base64.b64encode(bytes([number]) + bytes(30) + b"\x40").decode()
+    for number, name in ((8, "a"), (16, "b"), (24, "c"))
 }
 PUBLIC: dict[str, str] = {}
 OVER = {
@@ -199,11 +200,11 @@ def test_keys_and_peers_are_read_back_and_bound(slot: Slot, tmp_path: Path) -> N
     die = policy.cast(RoutesSection(tunnels=(made,)), values=values, defaults={}, directory=tmp_path)
     middle.run(die.stamp, values)
     assert middle.run(die.read, values, {}) == []
-    other = values | {"peer": public("a")}
+    other = values | {"peer": public("c")}
     found = [str(each) for each in middle.run(die.read, other, {})]
     assert sorted(found) == sorted(
         [
-            f"routes: tunnel vpn0 peer {public('a')} missing",
+            f"routes: tunnel vpn0 peer {public('c')} missing",
             f"routes: tunnel vpn0 peer {public('b')} not the slot's",
         ]
     )

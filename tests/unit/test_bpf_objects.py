@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -69,3 +72,68 @@ def test_quantities(text: str | int, number: int) -> None:
 def test_what_is_no_quantity_is_refused(text: str | int) -> None:
     with pytest.raises(SpecError, match="x: "):
         quantity(text, key="x")
+
+
+HEAD = """
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+char gpl[] SEC("license") = "GPL";
+"""
+OLD_MAPS = """
+struct bpf_map_def { unsigned type, key_size, value_size, max_entries, map_flags; };
+struct bpf_map_def SEC("maps") seen = { BPF_MAP_TYPE_HASH, 4, 8, 16, 0 };
+SEC("tc") int one(struct __sk_buff *skb) { __u32 key = 1; return bpf_map_lookup_elem(&seen, &key) ? 1 : 2; }
+SEC("cgroup/connect4") int two(struct bpf_sock_addr *ctx) { __u32 key = 2; return !!bpf_map_lookup_elem(&seen,&key); }
+"""
+NEW_MAP = """
+struct { __uint(type, BPF_MAP_TYPE_HASH); __uint(max_entries, 1); __type(key, __u32); __type(value, __u32); %s }
+held SEC(".maps");
+SEC("tc") int one(struct __sk_buff *skb) { __u32 key = 1; return !!bpf_map_lookup_elem(&held, &key); }
+"""
+
+
+def compiled(directory: Path, text: str, *flags: str) -> elf.Object:
+    if not shutil.which("clang"):
+        pytest.skip("NOT CHECKED: clang is not here to compile with")
+    (directory / "user.c").write_text(HEAD + text, encoding="utf-8")
+    include = f"-I/usr/include/{os.uname().machine}-linux-gnu"
+    command = ["clang", "-O2", *(flags or ("-g",)), "-target", "bpf", include, "-c", "user.c", "-o", "user.o"]
+    subprocess.run(command, cwd=directory, check=True)
+    return elf.parse((directory / "user.o").read_bytes(), "user.o")
+
+
+def test_several_programs_and_maps_of_the_older_way(tmp_path: Path) -> None:
+    found = compiled(tmp_path, OLD_MAPS)
+    assert set(found.programs) == {"one", "two"}
+    assert found.maps == {"seen": elf.MapSpec(bpf.MAP_TYPE_HASH, 4, 8, 16, 0)}
+    assert all({r.map for r in program.relocations} == {"seen"} for program in found.programs.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "message"),
+    [
+        ('int count; SEC("tc") int one(void *c) { return count++; }', (), r"variables \(count\)"),
+        ('int n = 7; SEC("tc") int one(void *c) { return n++; }', (), r"variables \(n\)"),
+        ('int far(void *c); SEC("tc") int one(void *c) { return far(c); }', (), "user.o: far is defined in no"),
+        (NEW_MAP % "", ("-g0",), "maps held are"),
+        (NEW_MAP % "__uint(pinning, 1);", (), "map held: attribute 'pinning' is not supported"),
+        (
+            "struct other { int a; } __attribute__((preserve_access_index)); struct other *p;"
+            ' SEC("tc") int one(struct other *c) { return c->a; }',
+            (),
+            r"CO-RE relocations|variables \(p\)",
+        ),
+        (
+            "struct other { int a; } __attribute__((preserve_access_index));"
+            ' SEC("tc") int one(struct other *c) { return c->a; }',
+            (),
+            "user.o: uses the kernel's own types",
+        ),
+    ],
+)
+def test_what_cannot_be_loaded_is_named_with_file_and_symbol(
+    tmp_path: Path, text: str, flags: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        compiled(tmp_path, text, *flags)
+    assert "user.o" in str(caught.value)

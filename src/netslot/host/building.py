@@ -359,6 +359,17 @@ def down(engine: Engine, *, force: bool = False, progress: Progress | None = Non
     return count
 
 
+def _with_cgroups(spec: HostSpec) -> set[int]:
+    """The numbers of slots that have a cgroup, maybe nothing else: who built them died over it."""
+    found = set[int]()
+    for parent in {each.cgroup.parent for each in spec.classes.values() if each.cgroup is not None}:
+        for place in cgroupfs.unified(parent).glob(f"{spec.prefix}*"):
+            digits = place.name.removeprefix(spec.prefix)
+            if digits.isdecimal():
+                found.add(int(digits))
+    return found
+
+
 def _take_down(engine: Engine, workshop: Workshop, progress: Progress | None) -> int:
     ledger, spec = engine.ledger, engine.spec
     known = {record.slot for record in ledger.slots()}
@@ -372,7 +383,7 @@ def _take_down(engine: Engine, workshop: Workshop, progress: Progress | None) ->
         tag = parse_tag(link.alias)
         if tag is not None and tag[0] == engine.host_id:
             ends[tag[1]] = link.ifindex
-    known |= ends.keys()
+    known |= ends.keys() | _with_cgroups(spec)
     done = 0
     for some in batched(sorted(known), _TOGETHER):
         if progress is not None:

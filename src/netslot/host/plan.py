@@ -12,8 +12,9 @@ from netslot.policy.base import Parameters
 from netslot.spec.model import UPLINK_INTERFACE, Addresses, ClassSpec, HostSpec
 from netslot.spec.roster import Resident
 
-LOOPBACK, UPLINK, GUEST, INNER_UPLINK = 1, 2, 3, 2
-"""Link indexes inside a slot: chosen by us, so that one message can configure what another one makes."""
+LOOPBACK, UPLINK, GUEST, INNER_UPLINK = 1, 102, 103, 102
+"""Link indexes inside a slot: chosen by us, so that one message can configure what another one makes; beyond those of
+the links that the kernel puts into every namespace once it has loaded ipip, gre or sit."""
 
 
 @dataclass(frozen=True)

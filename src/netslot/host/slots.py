@@ -19,7 +19,7 @@ from netslot.errors import KernelError, NetslotError
 from netslot.host import links, strange
 from netslot.host.expectation import Expectation
 from netslot.host.plan import GUEST, LOOPBACK, UPLINK, SlotPlan, own_values, parse_tag
-from netslot.kernel import conntrack, netns, sockets
+from netslot.kernel import cgroupfs, conntrack, netns, sockets
 from netslot.kernel import rtnetlink as rt
 from netslot.kernel.netlink import Request, Socket, lent
 from netslot.kernel.sysctl import Sysctls
@@ -117,6 +117,8 @@ class Workshop:
                 with netns.entered(slot_fd), Socket() as slot:  # with it goes root's end, whatever that is called
                     slot.execute([rt.delete_link(UPLINK)._replace(ignore=(errno.ENODEV,))])
                 self.destroy([plan.netns])
+                if template.dies and (cgroup := plan.values.get("cgroup")) is not None:
+                    cgroupfs.remove(cgroup, cgroupfs.CONTROLLERS)
                 raise
 
     def _furnish(self, plan: SlotPlan, template: Template, inner_fd: int | None) -> None:

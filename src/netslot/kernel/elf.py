@@ -22,8 +22,12 @@ _REL = struct.Struct("<QQ")
 _EM_BPF = 247
 _SHT_SYMTAB, _SHT_REL = 2, 9
 _SHF_EXECINSTR = 4
-_STT_FUNC, _STT_SECTION = 2, 3
+_STT_OBJECT, _STT_FUNC, _STT_SECTION = 1, 2, 3
 _SHN_UNDEF = 0
+
+_MAP_DEF = struct.Struct("<IIIII")  # struct bpf_map_def: type, key size, value size, entries, flags
+_EXT = struct.Struct("<HBBIIIIIII")  # struct btf_ext_header; the last is the length of CO-RE relocations
+_EXT_EMPTY = 4  # the size of a record, and no record
 
 _LD_IMM64 = 0x18
 _CALL = 0x85
@@ -168,21 +172,49 @@ class _Parser:
     def object(self) -> Object:
         by_name = {s.name: s for s in self.sections}
         data = {s.name: s.content for s in self.sections if s.name.startswith(".rodata") and s.kind != _SHT_REL}
-        for name in (".data", ".bss"):
-            if name in by_name and by_name[name].content:
-                raise UsageError(
-                    f"{self.file}: writable global variables ({name}) are not supported",
-                    hint="keep state in a map, and the slot's values in const volatile variables",
-                )
         indexes = {index: s.name for index, s in enumerate(self.sections)}
+        self._refuse(by_name, indexes)
         constants = {
             s.name: Constant(indexes[s.section], s.value, s.size)
             for s in self.symbols
             if indexes.get(s.section) in data and s.name and s.kind != _STT_SECTION
         }
         maps = _Btf(by_name[".BTF"].content, self.file).maps() if ".BTF" in by_name else {}
+        maps |= self._plain_maps(indexes)
         license = by_name["license"].content.rstrip(b"\0").decode() if "license" in by_name else ""
         return Object(self._programs(), maps, data, constants, license)
+
+    def _refuse(self, by_name: Mapping[str, _Section], indexes: Mapping[int, str]) -> None:
+        for name in (".data", ".bss"):
+            if name in by_name and by_name[name].content:
+                variables = [s.name for s in self.symbols if indexes.get(s.section) == name and s.kind == _STT_OBJECT]
+                raise UsageError(
+                    f"{self.file}: writable global variables ({', '.join(variables) or name}) are not supported",
+                    hint="keep state in a map, and the slot's values in const volatile variables",
+                )
+        if ".maps" in by_name and ".BTF" not in by_name:
+            declared = ", ".join(s.name for s in self.symbols if indexes.get(s.section) == ".maps" and s.name)
+            raise UsageError(
+                f"{self.file}: no types (.BTF) to tell what the maps {declared} are", hint="compile it with -g"
+            )
+        length = _EXT.unpack_from(by_name[".BTF.ext"].content)[-1] if ".BTF.ext" in by_name else 0
+        if length > _EXT_EMPTY:
+            raise UsageError(
+                f"{self.file}: uses the kernel's own types (CO-RE relocations), which is not supported",
+                hint="packet programs need none: read the packet, and keep state in maps",
+            )
+
+    def _plain_maps(self, indexes: Mapping[int, str]) -> dict[str, MapSpec]:
+        """Maps declared in the older way: struct bpf_map_def in a section called maps."""
+        found: dict[str, MapSpec] = {}
+        for symbol in self.symbols:
+            if indexes.get(symbol.section) != "maps" or symbol.kind == _STT_SECTION:
+                continue
+            content = self.sections[symbol.section].content
+            if symbol.size < _MAP_DEF.size or any(content[symbol.value + _MAP_DEF.size : symbol.value + symbol.size]):
+                raise UsageError(f"{self.file}: map {symbol.name}: only type, sizes and flags are supported")
+            found[symbol.name] = MapSpec(*_MAP_DEF.unpack_from(content, symbol.value))
+        return found
 
     def _programs(self) -> dict[str, Program]:
         relocations = {s.info: s.content for s in self.sections if s.kind == _SHT_REL}
@@ -223,14 +255,15 @@ class _Parser:
             section = self.sections[symbol.section] if symbol.section < len(self.sections) else None
             if symbol.section == _SHN_UNDEF or section is None:
                 raise UsageError(f"{self.file}: {symbol.name} is defined in no section of this file")
-            if section.name == ".maps":
+            if section.name in (".maps", "maps"):
                 found.append(Relocation(at // 8, symbol.name, None))
             elif section.name.startswith(".rodata"):
                 found.append(Relocation(at // 8, section.name, symbol.value + self._addend(table, offset, info)))
             elif section.name == ".text":
                 calls.append((at, -1 if symbol.kind == _STT_SECTION else symbol.value))
             else:
-                raise UsageError(f"{self.file}: a reference into section {section.name} is not supported")
+                what = symbol.name or "something"
+                raise UsageError(f"{self.file}: a reference to {what} in section {section.name} is not supported")
         return found, calls
 
     def _addend(self, table: bytes, offset: int, info: int) -> int:

@@ -121,8 +121,9 @@ class BpfDie:
                     self._prepared.clear()
                 self._prepared[programs] = prepared
             numbers = {place: attachment.number for place, attachment in enumerate(attachments, len(before))}
-            with netlink.here() as sock:
-                sock.repeat(prepared, numbers)
+            if prepared.by_seq:  # all programs may be the cgroup's
+                with netlink.here() as sock:
+                    sock.repeat(prepared, numbers)
         finally:
             _release(attachments)
         if self._user is not None:

@@ -149,4 +149,7 @@ def run_tool(command: Sequence[str], text: str, file: str, place: re.Pattern[str
         line, reason = int(found[1]), (found[2] if found.re.groups > 1 else message.splitlines()[0])
     else:
         line, reason = None, message.splitlines()[0] if message else f"exit status {done.returncode}"
-    raise SpecError(f"{command[0]}: {reason}", file=file, line=line, hint=f"{command[0]} refuses this line")
+    hint = f"{command[0]} refuses this line"
+    if reason.startswith("cgroupv2 path"):
+        hint = "nft puts the cgroup's number of today into the rule: use -m cgroup --path, with a backend of iptables"
+    raise SpecError(f"{command[0]}: {reason}", file=file, line=line, hint=hint)
