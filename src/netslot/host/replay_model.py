@@ -14,7 +14,7 @@ from netslot.host.replay_links import Scene, root_mac, slot_mac
 from netslot.host.replay_stage import Sighting
 from netslot.rulesets.model import Family, Rule
 from netslot.rulesets.proof.flow import FIELDS, ICMP
-from netslot.rulesets.proof.journey import Journey, Result, Side, Way
+from netslot.rulesets.proof.journey import OWN_ADDRESS, Journey, Result, Side, Way
 from netslot.rulesets.proof.samples import Sample
 from netslot.rulesets.proof.solving import ConcretePacket
 from netslot.rulesets.proof.terms import Number
@@ -134,9 +134,10 @@ class Foresight:
             if name.startswith("tracked "):
                 words = name.split()[1:-1]  # 'dst', or 'port dst'; the hook does not matter
                 return memory.numbers.get(" ".join(words), default)
-            if name in fixed:
-                return fixed[name]
-            side = "src" if name.startswith(("Snat", "Masquerade")) or "address of" in name else "dst"
+            where = name.replace(OWN_ADDRESS, "address of", 1)
+            if where in fixed:
+                return fixed[where]
+            side = "src" if name.startswith(("Snat", "Masquerade", "address of")) else "dst"
             loose.add(("s" if side == "src" else "d") + "port" if name.endswith(" port") else side)
             return default
 
