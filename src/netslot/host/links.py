@@ -244,8 +244,8 @@ def root_side(plan: SlotPlan, index: int, *, born: bool = False) -> list[Request
     requests += [rt.add_neighbour(index, far, values["uplink_mac"]) for far in wiring.far]
     if plan.ipv6:
         # Every link that comes up adds a route of ff00::/8, and all links' hang in one list that is walked at each
-        # addition. Root sends no multicast to slots, whose neighbours are permanent. The kernel adds it on noticing the
-        # carrier, which may be later than now: let it notice.
+        # addition. Root sends no multicast to slots, whose neighbours are permanent. The kernel adds it on noticing
+        # the carrier, which may be later than now: let it notice.
         requests.append(rt.settle_link(index))
         gone = rt.delete_route(_MULTICAST6, index=index, table=rt.RT_TABLE_LOCAL, kind=rt.RTN_MULTICAST)
         requests.append(gone._replace(ignore=(errno.ESRCH,)))
