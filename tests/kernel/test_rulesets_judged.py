@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ruleset_lab import court, for_family, rulesets
 
-EXAMPLES = int(os.environ.get("NETSLOT_RULESETS", "40"))
+EXAMPLES = int(os.environ.get("NETSLOT_RULESETS", "30"))
 PACKETS = 120
 
 
