@@ -142,7 +142,7 @@ class _Splitter:
         report = _report(self._dump, self._places, self._plan, self._slot_sizes, self._after, self._walk_after)
         report["classes"] = len(first)
         report["refused"] = refused
-        self._files["report.json"] = json.dumps(self._account(), indent=1) + "\n"
+        self._files["report.json"] = "[\n" + ",\n".join(map(json.dumps, self._account())) + "\n]\n"
         return Split(self._files, report, refused, list(self._plan.notes), self._places)
 
     def _one_family(self, family: Family, first: dict[int, int]) -> None:

@@ -70,10 +70,13 @@ def lent_numbers(filed: Sequence[FiledRuleset], places: Places) -> list[Mapping[
         for place, rules in one.chains.items():
             owner = one.chain_owner.get(place, NOBODY)
             for item in rules:
+                numbers, all_of_it = _numbers(item.rule)
+                whole = whole and all_of_it
+                if not numbers:
+                    continue
                 people = {who for _, who in item.tags} or {owner}
                 who = people.pop() if len(people) == 1 else NOBODY
-                whole = whole and _knows_whole_marks(item.rule)
-                for number in numbers_of(item.rule):
+                for number in numbers:
                     if found.setdefault(number, who) != who:
                         found[number] = NOBODY
     lent: list[dict[Number, int]] = [{} for _ in places.tenants]
@@ -83,22 +86,31 @@ def lent_numbers(filed: Sequence[FiledRuleset], places: Places) -> list[Mapping[
     return list(lent)
 
 
-def numbers_of(rule: Rule) -> Iterator[Number]:
+_TARGETS = (t.SetMark, t.SetConnmark, t.SaveMark, t.RestoreMark, t.CtTarget)
+
+
+def numbers_of(rule: Rule) -> tuple[Number, ...]:
     """The marks and zones that a rule names; no mark (0) is nobody's."""
+    return _numbers(rule)[0]
+
+
+def _numbers(rule: Rule) -> tuple[tuple[Number, ...], bool]:
+    """The same, and whether the rule knows marks whole only."""
+    found: list[Number] = []
+    masks: list[int] = []
     for match in rule.matches:
-        if isinstance(match, m.Mark | m.Connmark) and match.value:
-            yield "mark", match.value
-    if isinstance(rule.target, t.SetMark | t.SetConnmark) and rule.target.value:
-        yield "mark", rule.target.value
-    elif isinstance(rule.target, t.CtTarget) and rule.target.zone is not None:
-        yield "zone", rule.target.zone
-
-
-def _knows_whole_marks(rule: Rule) -> bool:
+        kind = type(match)
+        if kind is m.Mark or kind is m.Connmark:
+            assert isinstance(match, m.Mark | m.Connmark)
+            found.append(("mark", match.value))
+            masks.append(match.mask)
     target = rule.target
-    masks = [match.mask for match in rule.matches if isinstance(match, m.Mark | m.Connmark)]
-    if isinstance(target, t.SetMark | t.SetConnmark):
-        masks.append(target.mask)
-    elif isinstance(target, t.SaveMark | t.RestoreMark):
-        masks += [target.nfmask, target.ctmask]
-    return all(mask == MARK_BITS for mask in masks)
+    if isinstance(target, _TARGETS):
+        if isinstance(target, t.CtTarget):
+            found += [] if target.zone is None else [("zone", target.zone)]
+        elif isinstance(target, t.SetMark | t.SetConnmark):
+            found.append(("mark", target.value))
+            masks.append(target.mask)
+        else:
+            masks += [target.nfmask, target.ctmask]
+    return tuple(number for number in found if number != ("mark", 0)), all(mask == MARK_BITS for mask in masks)

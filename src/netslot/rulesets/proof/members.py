@@ -159,7 +159,11 @@ class Portraits:
         elif isinstance(target, t.Dnat | t.Snat) and (there := one_address(target)) is not None:
             place = self._names[family][who].get((there, ALL_ONES[family]))
             words.append((type(target).__name__, place, target.to.ports) if place is not None else target)
-        elif (number := next(numbers_of(Rule((), target, "")), None)) is not None and number in self._numbers[who]:
+        elif (
+            self._numbers[who]
+            and (number := next(iter(numbers_of(Rule((), target, ""))), None)) in self._numbers[who]
+        ):
+            assert number is not None
             words.append((type(target).__name__, number[0], self._numbers[who][number], _other_words(target)))
         else:
             words.append(target)

@@ -12,14 +12,15 @@ import z3
 from netslot.rulesets.model import Dump, Family
 from netslot.rulesets.proof.arrangement import NO_SLOT, Arrangement
 from netslot.rulesets.proof.flow import Flow
-from netslot.rulesets.proof.journey import OWN_ADDRESS, Journey, Result, Side, Slot, Way
+from netslot.rulesets.proof.journey import Journey, Result, Side, Slot, Way
 from netslot.rulesets.proof.members import Portraits
 from netslot.rulesets.proof.orders import Orders
 from netslot.rulesets.proof.places import NOBODY, Places
 from netslot.rulesets.proof.scenarios import Cast, cast, from_tenant, others
 from netslot.rulesets.proof.solving import ConcretePacket, Unknowns, concrete, differences, plainest
-from netslot.rulesets.proof.tagged import Filed, FiledRuleset
+from netslot.rulesets.proof.tagged import FiledRuleset
 from netslot.rulesets.proof.terms import Truth, any_of, either, negate
+from netslot.rulesets.proof.translations import Translations
 from netslot.rulesets.targets import Dnat
 from netslot.rulesets.values import address_text
 
@@ -88,7 +89,7 @@ def prove(dump: Dump, places: Places, arrangement: Arrangement, enough: int = 5)
     if families and families[0].after.places.groups:
         verdict.assumptions.append("no link of the host but the slots' is in a slots' group (migrate sets these)")
     verdict.assumptions += [
-        "a connection that is open goes to the destination that the rules say now",
+        "a connection that is open was translated as the rules say now",
         "between two tenants a denial is a denial, whether it is answered or silent",
         "what REJECT answers may come from another address than before: that of the namespace which refuses",
     ]
@@ -174,6 +175,7 @@ class _Prover:
     def __init__(self, sides: Sides, players: Cast, orders: Orders, verdict: Verdict) -> None:
         self._sides, self._orders = sides, orders
         self._players = players
+        self._nat = Translations(sides.before.root, sides.after.root, sides.before.places)
         self._verdict = verdict
         self._family: Family = sides.family
         self._places = sides.before.places
@@ -257,8 +259,7 @@ class _Prover:
             return
         solver = _solver()
         solver.add(*unknowns.sane(flow), *self._limits(way, flow, before))
-        own = (number for name, number in unknowns.numbers.items() if name.startswith(OWN_ADDRESS))
-        solver.add(*(self._places.is_local(number, self._family) for number in own))
+        solver.add(*self._nat.limits(unknowns, flow, way))
         solver.add(any_of(wrong.values()))
         for tries in range(_TRIES):
             outcome = solver.check()
@@ -309,38 +310,8 @@ class _Prover:
 
     def _translatable(self, way: Way) -> Way:
         """Whether tracked connections on this way can have translated addresses: only if some rule can do it."""
-        entering, leaving = self._nat_rules(way, "PREROUTING"), self._nat_rules(way, "POSTROUTING")
+        entering, leaving = self._nat.entering(way), self._nat.leaving(way)
         return replace(way, dst_translated=entering, src_translated=leaving, as_ruled=True)
-
-    def _nat_rules(self, way: Way, hook: str) -> bool:
-        """Rules that translate this direction, or, for replies, the other direction of the same connection.
-
-        The destinations that rules translate are known (``as_ruled``): then only replies are asked for.
-        """
-        links = {way.entry, self._leaves_by(way)}
-        if not links & set(self._places.link_owner):
-            return True
-        for side in self._both():
-            for chain in ("POSTROUTING",) if hook == "PREROUTING" else ("PREROUTING", "POSTROUTING"):
-                for item in side.root.chains.get(("nat", chain), ()):
-                    if self._touches(item, way, chain, hook):
-                        return True
-        return False
-
-    def _leaves_by(self, way: Way) -> str:
-        return (self._places.link(way.receiver) if way.receiver != NOBODY else "") or way.exit
-
-    def _touches(self, item: Filed, way: Way, chain: str, hook: str) -> bool:
-        """Whether a nat rule's interface conditions let it act on the connection of this way."""
-        from netslot.rulesets import matches as m
-        from netslot.rulesets.proof.conditions import interface_is
-
-        near = way.entry if hook == "PREROUTING" else self._leaves_by(way)
-        wanted = "in" if chain == "PREROUTING" else "out"
-        for match in item.rule.matches:
-            if isinstance(match, m.Interface) and match.direction == wanted:
-                return interface_is(match, near) != match.negated
-        return True
 
     def _limits(self, way: Way, flow: Flow, before: Result) -> list[Truth]:
         """The packets of this way: whose source address, and a destination that routing sends that way."""

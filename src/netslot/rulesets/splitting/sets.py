@@ -65,7 +65,7 @@ class SetRules:
         for known in self.sets:
             if known.kind == kind and known.elements == elements:
                 return known.name
-        name = f"{PREFIX}{len(self.sets)}"
+        name = f"{PREFIX}{len(self.sets)}" if self._family == 4 else f"{PREFIX}v6-{len(self.sets)}"
         self.sets.append(IpSet(name, kind, self._family, elements))
         return name
 
