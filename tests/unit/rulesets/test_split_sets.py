@@ -117,7 +117,7 @@ def test_a_tenant_of_which_too_little_is_known_stays_the_hosts_own() -> None:
     assert verdict.equivalent and any("net has no slot" in note for note in verdict.notes)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(4))
 def test_random_rules_keep_their_meaning_in_whatever_order_they_stand(seed: int) -> None:
     dice = random.Random(seed)
     tenants = _tenants(4)
