@@ -143,6 +143,12 @@ def test_a_tenant_speaks_under_its_own_address_and_reaches_its_gateway(played: P
     played.whole()
 
 
+def test_tenants_whose_gateway_no_rule_names_get_slots_too(played: Played) -> None:
+    played.up(entry(1, "vm", gateways=[]), entry(2, gateways=[]))
+    played.whole()
+    assert {slot.number for slot in played.host.slots()} == {1, 2}
+
+
 def test_the_list_grows_shrinks_and_changes(played: Played) -> None:
     played.up(entry(1), entry(2), entry(3))
     assert played.found()["tap2"] == (2, "10.64.0.10")
