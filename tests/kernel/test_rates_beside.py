@@ -42,7 +42,7 @@ type = "int"
 default = "1000"
 [parameters.packets]
 type = "int"
-default = "100000"
+default = "10000000"
 [rates]
 connections = "${{most}}"
 new_connections = "${{often}}"
@@ -199,7 +199,7 @@ def test_connections_in_all_beside_rules_of_every_backend(made: Made) -> None:
 def test_a_flood_is_held_and_touches_nobody_else(made: Made) -> None:
     where, host = made
     lease, greedy = _tenant(host, "greedy", packets="300")
-    _, other = _tenant(host, "other")
+    _, other = _tenant(host, "other")  # may send more than one thread can
     for address in (hostlab.OUTSIDE, OUTSIDE6):
         echo = lab.Echo(where.outside, address)
         before = _came(where)
