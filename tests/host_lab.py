@@ -167,6 +167,8 @@ def stage() -> Iterator[tuple[lab.Net, lab.Net]]:
             *(f"addr add {address}/32 dev lo" for address in (METADATA, PRIVATE)),
             "link set eth0 up",
         )
+        for net in (root, outside):
+            net.wait_for_carrier("eth0")
         yield root, outside
 
 

@@ -19,8 +19,11 @@ import lab
 from host_lab import METADATA, PRIVATE, SERVER, Scene, scene
 from netslot.errors import NetslotError, SpecError
 from netslot.host.host import Host
+from netslot.host.plan import SlotPlan
+from netslot.host.slots import Template, Workshop
 from netslot.kernel import netns
 from netslot.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Message, Socket
+from netslot.spec.load import load as load_spec
 
 SPECS = sorted(str(path.relative_to(host_lab.EXAMPLES)) for path in host_lab.EXAMPLES.glob("*/netslot*.toml"))
 SANDBOX, CONTAINER, PROCESS = "sandbox/netslot.toml", "container/netslot.toml", "process/netslot.toml"
@@ -79,6 +82,30 @@ def test_an_example_lets_through_what_it_should(spec: str, tmp_path: Path) -> No
         host.host.down()
         assert tables(host.rules()) == tables(before)
         assert not host.host.exists
+
+
+@pytest.mark.parametrize("pool6", ["", 'pool6 = "fd5c:7::/48"'])
+def test_a_slot_carries_packets_as_soon_as_it_is_there(pool6: str, tmp_path: Path) -> None:
+    file = tmp_path / "netslot.toml"
+    attachment = '[attachment]\nkind = "process"\n'
+    file.write_text(f'slots = 60\nuplink = "eth0"\n[addresses]\npool = "10.201.0.0/16"\n{pool6}\n{attachment}')
+    spec = load_spec(file)
+    (of,) = spec.classes.values()
+    with lab.nets("root") as (root,):
+        workshop = root.run(Workshop)
+        for number in range(1, 61):
+            plan = SlotPlan(spec, of, number, "abcdef12")
+            root.run(workshop.build, plan, Template((), ()))
+            fd = netns.open_named(plan.netns)
+            with netns.run_in(fd, socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.sendto(b"x", (plan.values["root_address"], 9))
+            os.close(fd)
+            received = (
+                root.run(Path("/proc/thread-self/net/dev").read_text).partition(f"{plan.root_if}:")[2].split()[1]
+            )
+            assert received == "1", f"slot {number}"
+        root.run(workshop.destroy, [f"slot{number}" for number in range(1, 61)])
+        root.run(workshop.close)
 
 
 def tables(text: str) -> list[str]:

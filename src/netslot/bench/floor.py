@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from netslot.errors import KernelError
 from netslot.host import links
 from netslot.host.plan import GUEST, UPLINK, SlotPlan
-from netslot.kernel import netlink, netns, sys, xtables
+from netslot.kernel import ethtool, netlink, netns, sys, xtables
 from netslot.kernel import rtnetlink as rt
 from netslot.kernel.netlink import NLM_F_ACK, NLM_F_REQUEST, Request
 from netslot.policy.base import Die
@@ -59,6 +59,8 @@ class Prepared:
     root_name: bytes
     root_sysctl: bytes
     root_side: bytes
+    carriers: tuple[bytes, bytes, bytes]
+    """The requests that have the carriers of the tap and of the two ends of the link to root noticed."""
 
 
 class Floor:
@@ -123,10 +125,15 @@ class Floor:
             tap_user=attachment.user,
             tap_group=attachment.group,
             tables=tables,
-            slot_side=_bytes([rt.settle_link(GUEST), *links.slot_side(plan, born=True)]),
+            slot_side=_bytes(links.slot_side(plan, born=True)),
             root_name=struct.pack("16si20x", plan.root_if.encode(), 0),
             root_sysctl=f"sys/net/ipv6/conf/{plan.root_if}/disable_ipv6".encode(),
             root_side=_bytes(links.root_side(plan, _ANY_INDEX, born=True)),
+            carriers=(
+                ethtool.glink_request(plan.guest_if),
+                ethtool.glink_request(plan.root_if),
+                ethtool.glink_request(plan.uplink_if),
+            ),
         )
 
     def build(self, slot: Prepared) -> None:
@@ -140,13 +147,13 @@ class Floor:
         _send(route, slot.veth)
         at = self._lap("veth", at)
         self._make_tap(slot)
+        fcntl.ioctl(route, ethtool.SIOCETHTOOL, slot.carriers[0])
         at = self._lap("guest link", at)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as raw:
             for table in slot.tables:
                 raw.setsockopt(socket.SOL_IP, _IPT_SO_SET_REPLACE, table)
         at = self._lap("rules", at)
         _send(route, slot.slot_side)
-        route.close()
         at = self._lap("addresses", at)
         os.close(os.open(slot.path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
         sys.mount("/proc/thread-self/ns/net", os.fsdecode(slot.path), "none", sys.MS_BIND)
@@ -155,6 +162,9 @@ class Floor:
         answer = fcntl.ioctl(self._ioctl, _SIOCGIFINDEX, slot.root_name)
         self._set(slot.root_sysctl)
         _send(self._root, slot.root_side.replace(_ANY_INDEX_BYTES, answer[16:20]))
+        fcntl.ioctl(self._ioctl, ethtool.SIOCETHTOOL, slot.carriers[1])
+        fcntl.ioctl(route, ethtool.SIOCETHTOOL, slot.carriers[2])
+        route.close()
         self._lap("root side", at)
 
     def _make_tap(self, slot: Prepared) -> None:

@@ -17,6 +17,7 @@ from netslot.host.plan import GUEST, INNER_UPLINK, LOOPBACK, UPLINK, SlotPlan, a
 from netslot.host.wiring import GuestLink
 from netslot.kernel import fib, tun
 from netslot.kernel import rtnetlink as rt
+from netslot.kernel.ethtool import notice_carrier
 from netslot.kernel.netlink import Message, Request, Socket
 from netslot.kernel.sysctl import Sysctls
 from netslot.kernel.tunnels import FALLBACK
@@ -124,7 +125,7 @@ def make_guest_link(plan: SlotPlan, slot: Socket, inner_fd: int | None) -> None:
             vnet_hdr=attachment.vnet_hdr,
             multi_queue=attachment.multi_queue,
         )
-        slot.execute([rt.settle_link(GUEST)])
+        notice_carrier(slot, plan.guest_if)
         return
     pair = rt.veth(
         plan.guest_if,
@@ -228,30 +229,36 @@ def root_side(plan: SlotPlan, index: int, *, born: bool = False) -> list[Request
     namespaces that root knows by number (peernet2id() in net/core/net_namespace.c).
     """
     values, wiring = plan.values, plan.wiring
-    requests: list[Request] = [
-        *_quiet(plan, index),
-        rt.set_link(
-            index,
-            up=True,
-            mac=None if born else values["root_mac"],
-            mtu=None if born else plan.of.attachment.mtu,
-            group=None if born else root_group(plan),
-            alias=plan.tag,
-            ipv4=_DISTRUST if plan.resident is None else _FORWARD,
-        ),
-    ]
-    requests += [rt.add_address(index, root) for root in wiring.root]
+    settings = rt.set_link(
+        index,
+        up=None if plan.ipv6 else True,
+        mac=None if born else values["root_mac"],
+        mtu=None if born else plan.of.attachment.mtu,
+        group=None if born else root_group(plan),
+        alias=plan.tag,
+        ipv4=_DISTRUST if plan.resident is None else _FORWARD,
+        quiet_ipv6=plan.ipv6,
+        dormant=plan.ipv6 and born,
+    )
+    # A change of a link that is up has the kernel walk all IPv6 routes of root (rt6_sync_up()): see decision 0104.
+    requests = [settings, rt.set_link(index, up=True)] if plan.ipv6 else [settings]
+    requests += [rt.add_address(index, root, alone=root.version == 6) for root in wiring.root]
     requests += [rt.add_neighbour(index, far, values["uplink_mac"]) for far in wiring.far]
-    if plan.ipv6:
-        # Every link that comes up adds a route of ff00::/8, and all links' hang in one list that is walked at each
-        # addition. Root sends no multicast to slots, whose neighbours are permanent. The kernel adds it on noticing
-        # the carrier, which may be later than now: let it notice.
-        requests.append(rt.settle_link(index))
-        gone = rt.delete_route(_MULTICAST6, index=index, table=rt.RT_TABLE_LOCAL, kind=rt.RTN_MULTICAST)
-        requests.append(gone._replace(ignore=(errno.ESRCH,)))
     for network, hop, metric in wiring.routes:
-        requests.append(rt.add_route(network, index=index, gateway=hop, onlink=wiring.onlink, metric=metric))
+        requests.append(rt.add_route(network, index=index, gateway=hop, onlink=True, metric=metric))
     return requests
+
+
+def root_side_connected(plan: SlotPlan, index: int) -> list[Request]:
+    """What root's end of the link needs once the kernel has noticed its carrier.
+
+    Every link that comes up adds a route of ff00::/8, and all links' hang in one list that is walked at each
+    addition. Root sends no multicast to slots, whose neighbours are permanent.
+    """
+    if not plan.ipv6:
+        return []
+    gone = rt.delete_route(_MULTICAST6, index=index, table=rt.RT_TABLE_LOCAL, kind=rt.RTN_MULTICAST)
+    return [gone._replace(ignore=(errno.ESRCH,))]
 
 
 def quiet_root_side(plan: SlotPlan, sysctls: Sysctls) -> None:

@@ -21,6 +21,7 @@ from netslot.host.expectation import Expectation
 from netslot.host.plan import GUEST, LOOPBACK, UPLINK, SlotPlan, own_values, parse_tag
 from netslot.kernel import cgroupfs, conntrack, netns, sockets
 from netslot.kernel import rtnetlink as rt
+from netslot.kernel.ethtool import notice_carrier
 from netslot.kernel.netlink import Request, Socket, lent
 from netslot.kernel.sysctl import Sysctls
 from netslot.policy.base import Die, Difference, Parameters, Values
@@ -107,11 +108,12 @@ class Workshop:
             self._lap("namespace")
             try:
                 with netns.entered(slot_fd):
-                    self._furnish(plan, template, inner_fd)
-                self.open_root_side(plan, born=True)
+                    slot = held.enter_context(Socket())
+                    self._furnish(plan, template, slot, inner_fd)
+                self.open_root_side(plan, slot, born=True)
                 if inner_fd is not None:
-                    with netns.entered(inner_fd), Socket() as inner:
-                        inner.execute(links.inner_side(plan))
+                    _connect_inner(plan, slot, inner_fd)
+                    self._lap("guest link")
                 yield slot_fd, inner_fd
             except BaseException:
                 with netns.entered(slot_fd), Socket() as slot:  # with it goes root's end, whatever that is called
@@ -121,11 +123,11 @@ class Workshop:
                     cgroupfs.remove(cgroup, cgroupfs.CONTROLLERS)
                 raise
 
-    def _furnish(self, plan: SlotPlan, template: Template, inner_fd: int | None) -> None:
+    def _furnish(self, plan: SlotPlan, template: Template, slot: Socket, inner_fd: int | None) -> None:
         """Everything inside the slot, which the calling thread is in."""
         links.prepare(plan, self.sysctls)
         self._lap("sysctls")
-        with Socket() as slot, lent(slot):
+        with lent(slot):
             links.make_uplink(plan, slot, self.root, self.home, template.at_birth)
             self._lap("veth")
             links.make_guest_link(plan, slot, inner_fd)
@@ -141,11 +143,18 @@ class Workshop:
                     die.stamp(plan.values)
                 self._lap("routes")
 
-    def open_root_side(self, plan: SlotPlan, *, born: bool = False) -> None:
-        """Configure root's end of the link and bring it up; ``born`` when it was just made."""
+    def open_root_side(self, plan: SlotPlan, slot: Socket, *, born: bool = False) -> None:
+        """Configure root's end of the link and bring it up; ``born`` when it was just made.
+
+        Both ends carry packets afterwards.
+        """
         index = rt.link_index(self._ioctl, plan.root_if)
         links.quiet_root_side(plan, self.sysctls)
         self.root.execute(links.root_side(plan, index, born=born))
+        notice_carrier(self._ioctl, plan.root_if)
+        if connected := links.root_side_connected(plan, index):
+            self.root.execute(connected)
+        notice_carrier(slot, plan.uplink_if)
         self._lap("root side")
 
     def _lap(self, phase: str) -> None:
@@ -245,21 +254,22 @@ def recycle(plan: SlotPlan, template: Template, workshop: Workshop, running: Cal
     _refuse_others_values(plan)
     if plan.inner_netns:
         _replace_inner(plan)
-    with inside(plan):
-        _empty(plan)
-        for die in template.dies:
-            die.reset(plan.values)
-        assert template.expectation is not None
-        wanted = template.expectation.slot(plan)
-        with Socket() as slot:
+    with contextlib.ExitStack() as held:
+        with inside(plan):
+            _empty(plan)
+            for die in template.dies:
+                die.reset(plan.values)
+            assert template.expectation is not None
+            wanted = template.expectation.slot(plan)
+            slot = held.enter_context(Socket())
             strange.clear(plan, slot, None)
             changed = mend_links(plan, wanted, workshop, slot)
             slot.execute(links.forget_neighbours(plan))
-        left = template.differences(plan, plan.values, plan.defaults, thorough=False)
-    if left:
-        raise NotCleanError(f"slot {plan.number} is not as new: {'; '.join(map(str, left[:3]))}")
-    if changed:  # the link was made again, or the template is another: root's end names it too
-        workshop.open_root_side(plan)
+            left = template.differences(plan, plan.values, plan.defaults, thorough=False)
+        if left:
+            raise NotCleanError(f"slot {plan.number} is not as new: {'; '.join(map(str, left[:3]))}")
+        if changed:  # the link was made again, or the template is another: root's end names it too
+            workshop.open_root_side(plan, slot)
 
 
 def mend_links(plan: SlotPlan, wanted: links.State, workshop: Workshop, slot: Socket) -> bool:
@@ -316,13 +326,23 @@ def _replace_inner(plan: SlotPlan) -> None:
     """A container may have changed anything in its own namespace: give the next one another."""
     assert plan.inner_netns is not None
     with _new_namespace() as inner_fd:
-        with inside(plan), Socket() as slot:
+        with inside(plan):
+            slot = Socket()
+        with slot:
             slot.execute([rt.delete_link(GUEST)._replace(ignore=(errno.ENODEV,))])
             links.make_guest_link(plan, slot, inner_fd)
             slot.execute(links.slot_side(plan))
-        with netns.entered(inner_fd), Socket() as inner:
-            inner.execute(links.inner_side(plan))
+            _connect_inner(plan, slot, inner_fd)
         repin(plan.inner_netns, inner_fd)
+
+
+def _connect_inner(plan: SlotPlan, slot: Socket, inner_fd: int) -> None:
+    """Configure the container's end of its link and bring it up. Both ends carry packets afterwards."""
+    assert plan.guest_if is not None
+    with netns.entered(inner_fd), Socket() as inner:
+        inner.execute(links.inner_side(plan))
+        notice_carrier(inner, plan.of.attachment.peer)
+    notice_carrier(slot, plan.guest_if)
 
 
 def restore_links(plan: SlotPlan, workshop: Workshop, slot: Socket) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import random
 import time
@@ -23,6 +24,9 @@ ROOT = "root"
 _THOROUGH = 250
 """Slots to look at thoroughly at once: that takes 0.1 ms more each with few slots on the host, 0.45 ms with 4,000,
 mostly for the walk of the neighbour table that all namespaces share."""
+_WORKERS_SECONDS = 0.5
+"""How long a run that finds something waits, in all, for the kernel to finish what it does by itself: IPv6 adds an
+address's local route when a worker gets to it (addrconf_dad_work() in net/ipv6/addrconf.c)."""
 _VERIFIED: tuple[State, ...] = ("free", "leased", "unknown")
 
 
@@ -90,6 +94,7 @@ class _Check:
         self.unrepaired = 0
         leases = {lease.slot: lease for lease in engine.ledger.leases()}
         self._leases = leases
+        self._patient_until: float | None = None
 
     def root(self, _: Workshop) -> None:
         """The root ruleset."""
@@ -152,11 +157,21 @@ class _Check:
         plan = self._plan(record)
         values, lists = self._bound(plan, self._engine.ledger.lease(slot=record.slot))
         found = self._look(plan, workshop, values, lists)
+        while found and plan.ipv6 and self._patient():
+            time.sleep(_WORKERS_SECONDS / 25)
+            found = self._look(plan, workshop, values, lists)
         self.drift += [Difference(f"slot {record.slot}: {each.where}", each.what) for each in found]
         if found and self._repair:
             self._mend(workshop, plan, record, values, lists)
         elif found:
             self.unrepaired += 1
+
+    def _patient(self) -> bool:
+        """Whether what looks wrong is looked at again."""
+        now = time.monotonic()
+        if self._patient_until is None:
+            self._patient_until = now + _WORKERS_SECONDS
+        return now < self._patient_until
 
     def _plan(self, record: SlotRecord) -> SlotPlan:
         return SlotPlan(self.spec, self.spec.classes[record.class_name], record.slot, self._host_id)
@@ -215,16 +230,17 @@ def mend(plan: SlotPlan, template: slots.Template, workshop: Workshop, values: V
     """Put links and policies of a slot in use right, with its lease's parameters."""
     assert template.expectation is not None
     wanted = template.expectation.slot(plan)
-    with slots.inside(plan):
-        with Socket() as slot:
+    with contextlib.ExitStack() as held:
+        with slots.inside(plan):
+            slot = held.enter_context(Socket())
             strange.clear(plan, slot, links.ask(plan, slot))
             slots.mend_links(plan, wanted, workshop, slot)
-        for die in template.dies:
-            if die.read(values, lists):
-                _mend_policy(die, plan, values, lists)
-    if (end := links.ask_root(workshop.root).get(plan.root_if)) is not None:
-        workshop.root.execute(links.clear_root(template.expectation.root(plan), end))
-    workshop.open_root_side(plan)
+            for die in template.dies:
+                if die.read(values, lists):
+                    _mend_policy(die, plan, values, lists)
+        if (end := links.ask_root(workshop.root).get(plan.root_if)) is not None:
+            workshop.root.execute(links.clear_root(template.expectation.root(plan), end))
+        workshop.open_root_side(plan, slot)
 
 
 def _mend_policy(die: Die, plan: SlotPlan, values: Values, lists: Parameters) -> None:

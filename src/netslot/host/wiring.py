@@ -68,7 +68,7 @@ class Wiring:
     far: tuple[Address, ...]
     """The slot, as root calls it."""
     routes: tuple[tuple[Network, Address, int], ...]
-    """What root routes to the slot by which next hop, with which metric, beside what its own addresses bring."""
+    """What root routes to the slot by which next hop, with which metric. IPv6 addresses of root's bring no route."""
     guest: GuestLink | None
 
 
@@ -81,9 +81,7 @@ def wiring(spec: HostSpec, of: ClassSpec, number: int, resident: Resident | None
     routes: tuple[tuple[Network, Address, int], ...] = ()
     if plan.pool6 is not None:
         pairs.append(plan.pair6(number))
-        network = plan.network6(number)
-        if network.prefixlen < 127:
-            routes = ((network, pairs[1][1].ip, 0),)
+        routes = ((plan.network6(number), pairs[1][1].ip, 0),)
     root, own = zip(*pairs, strict=True)
     return Wiring(
         own, tuple(each.ip for each in root), False, root, tuple(each.ip for each in own), routes, _shared(spec, of)

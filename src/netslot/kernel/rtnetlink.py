@@ -59,7 +59,8 @@ IFLA_INET_CONF = 1
 IPV4_DEVCONF_FORWARDING, IPV4_DEVCONF_PROXY_ARP, IPV4_DEVCONF_ACCEPT_REDIRECTS = 1, 3, 4
 IPV4_DEVCONF_RP_FILTER, IPV4_DEVCONF_ACCEPT_SOURCE_ROUTE = 8, 9
 IPV4_DEVCONF_ARP_IGNORE, IPV4_DEVCONF_ARP_ACCEPT = 19, 21
-IFLA_TXQLEN = 13
+IFLA_TXQLEN, IFLA_OPERSTATE = 13, 16
+IF_OPER_DORMANT = 5
 IFLA_EXT_MASK, IFLA_CARRIER = 29, 33
 IFLA_XDP, IFLA_XDP_FD, IFLA_XDP_ATTACHED = 43, 1, 2
 RTEXT_FILTER_SKIP_STATS = 8
@@ -67,7 +68,7 @@ IFLA_INET6_CONF, IFLA_INET6_ADDR_GEN_MODE = 2, 8
 IN6_ADDR_GEN_MODE_NONE = 1
 
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
-IFA_F_NODAD = 0x02
+IFA_F_NODAD, IFA_F_NOPREFIXROUTE = 0x02, 0x200
 
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_TABLE = 1, 4, 5, 6, 7, 15
 RT_TABLE_MAIN, RT_TABLE_LOCAL = 254, 255
@@ -162,12 +163,14 @@ def set_link(
     alias: str | None = None,
     ipv4: Mapping[int, int] | None = None,
     quiet_ipv6: bool = False,
+    dormant: bool = False,
 ) -> Request:
     """Change a link. ``up`` also takes back the other flags that somebody may have set (IFF_SET).
 
     ``ipv4`` holds per-device settings by IPV4_DEVCONF_* number: what ``net.ipv4.conf.DEV.*`` sets, without a
     look-up in /proc/sys. ``quiet_ipv6`` gives the link no link-local address when it comes up
-    (IN6_ADDR_GEN_MODE_NONE).
+    (IN6_ADDR_GEN_MODE_NONE). ``dormant``, of a link that is down: until its carrier is noticed it counts as not
+    ready, so that IPv6 does its work for a link that comes up once, then, and not twice (addrconf_notify()).
     """
     attrs: list[bytes] = []
     if mac is not None:
@@ -178,6 +181,8 @@ def set_link(
         attrs.append(attr_u32(IFLA_GROUP, group))
     if alias is not None:
         attrs.append(attr(IFLA_IFALIAS, alias.encode()))
+    if dormant:
+        attrs.append(attr_u8(IFLA_OPERSTATE, IF_OPER_DORMANT))
     families: list[bytes] = []
     if ipv4 is not None:
         conf = nested(IFLA_INET_CONF, *(attr_u32(number, value) for number, value in ipv4.items()))
@@ -192,7 +197,7 @@ def set_link(
 
 
 def get_link(index: int) -> Request:
-    """Ask for a link without its statistics. A side effect of the kernel's is wanted, see :func:`settle_link`."""
+    """Ask for a link without its statistics."""
     payload = _IFINFO.pack(0, 0, index, 0, 0) + attr_u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
     return Request(RTM_GETLINK, 0, payload, f"read link {index}")
 
@@ -206,16 +211,6 @@ def restore_queueing(index: int, queue_length: int) -> list[Request]:
         Request(RTM_SETLINK, 0, head + length, f"set the queue length of link {index}"),
         Request(RTM_SETLINK, 0, head + no_program, f"detach XDP of link {index}", (errno.EOPNOTSUPP,)),
     ]
-
-
-def settle_link(index: int) -> Request:
-    """Take the link's pending carrier change off the kernel's linkwatch list, and act on it, now.
-
-    Making a tap queues such a change. The kernel works off at most 100 of them a second, and until then every
-    veth that comes up walks the list, holding RTNL (net/core/link_watch.c, __linkwatch_run_queue()); so a host
-    that makes more taps a second slows down with every one of them. rtnl_getlink() calls linkwatch_sync_dev().
-    """
-    return get_link(index)
 
 
 def delete_link(index: int, name: str = "") -> Request:
@@ -234,20 +229,24 @@ def _family(address: Address | Interface | Network) -> int:
     return socket.AF_INET if address.version == 4 else socket.AF_INET6
 
 
-def add_address(index: int, address: Interface) -> Request:
-    """Give a link an address; of IPv6 without duplicate address detection, so that it is usable at once."""
-    return _address(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, index, address, "add")
+def add_address(index: int, address: Interface, *, alone: bool = False) -> Request:
+    """Give a link an address; of IPv6 without duplicate address detection, so that it is usable at once, and
+    ``alone`` without a route to the rest of its network."""
+    flags = IFA_F_NODAD | IFA_F_NOPREFIXROUTE if alone else IFA_F_NODAD
+    return _address(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, index, address, "add", flags)
 
 
 def delete_address(index: int, address: Interface) -> Request:
     return _address(RTM_DELADDR, 0, index, address, "delete")
 
 
-def _address(kind: int, flags: int, index: int, address: Interface, verb: str) -> Request:
+def _address(
+    kind: int, flags: int, index: int, address: Interface, verb: str, address_flags: int = IFA_F_NODAD
+) -> Request:
     packed = address.packed
     attrs = attr(IFA_LOCAL, packed) + attr(IFA_ADDRESS, packed)
     if address.version == 6:
-        attrs += attr_u32(IFA_FLAGS, IFA_F_NODAD)
+        attrs += attr_u32(IFA_FLAGS, address_flags)
     payload = _IFADDR.pack(_family(address), address.network.prefixlen, 0, 0, index) + attrs
     return Request(kind, flags, payload, f"{verb} address {address} on link {index}")
 
