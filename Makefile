@@ -13,7 +13,7 @@ demo: .venv/.ready
 	.venv/bin/netslot demo --out out
 
 test: check
-	.venv/bin/python -m pytest -q tests/kernel tests/e2e
+	.venv/bin/python -m pytest -q -n 2 --dist worksteal tests/kernel tests/e2e
 
 check: .venv/.ready
 	.venv/bin/ruff check

@@ -231,19 +231,19 @@ def test_rules_that_change_are_in_force_in_every_slot(played: Played) -> None:
         ("ip -6 addr add 2001:db8:77::1/128 dev tap2", "2001:db8:77::1/128"),
         ("ip link set tap2 group 7", "group is 7"),
         ("ip link del tap2", "missing"),
-        (f"ip -n {PREFIX}2 route del default", "missing"),
-        (f"ip -n {PREFIX}2 addr add 10.64.0.9/32 dev up0", "10.64.0.9/32 not the slot's"),
-        (f"ip -n {PREFIX}3 route del 10.64.0.14", "10.64.0.14/32"),
-        (f"ip netns exec {PREFIX}3 sysctl -qw net.ipv4.conf.tap0.proxy_arp=0", "sysctl"),
-        (f"ip netns exec {PREFIX}2 iptables-legacy -A OUTPUT -j ACCEPT", "OUTPUT"),
+        ("ip -n {prefix}2 route del default", "missing"),
+        ("ip -n {prefix}2 addr add 10.64.0.9/32 dev up0", "10.64.0.9/32 not the slot's"),
+        ("ip -n {prefix}3 route del 10.64.0.14", "10.64.0.14/32"),
+        ("ip netns exec {prefix}3 sysctl -qw net.ipv4.conf.tap0.proxy_arp=0", "sysctl"),
+        ("ip netns exec {prefix}2 iptables-legacy -A OUTPUT -j ACCEPT", "OUTPUT"),
     ],
 )
 def test_drift_is_told_and_repaired(played: Played, harm: str, word: str) -> None:
     played.up(entry(1), entry(2), entry(3, "vm"), entry(4, "vm"))
-    played.root.sh(harm)
+    played.root.sh(harm.format(prefix=PREFIX))
     said = [str(each) for each in played.host.verify().drift]
     assert any(word in each for each in said), said
-    number = "3" if f"{PREFIX}3" in harm else "2"
+    number = "3" if "{prefix}3" in harm else "2"
     assert all(each.startswith(f"slot {number}:") for each in said), said
     report = played.host.verify(repair=True)
     assert report.unrepaired == 0, report
