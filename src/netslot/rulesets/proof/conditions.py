@@ -13,6 +13,7 @@ from typing import Any
 from netslot.rulesets import matches as m
 from netslot.rulesets.proof.flow import ICMP, INVALID, NEW, STATES, UNTRACKED, Flow
 from netslot.rulesets.proof.places import Places
+from netslot.rulesets.proof.rewriting import read_by
 from netslot.rulesets.proof.terms import (
     Truth,
     any_of,
@@ -42,13 +43,16 @@ def holds(match: m.Match, flow: Flow, places: Places) -> Truth:
 
 def _ask(match: m.Match, flow: Flow) -> Truth:
     words = match_words(match, flow.family)
+    seen = (*flow.contents(), *(flow.written.get(part, 0) for part in read_by(match)))
     if isinstance(match, m.Opaque) and match.module in CONTENT_ONLY:
-        return flow.oracle(words, flow.contents())
+        return flow.oracle(words, seen)
     if isinstance(match, m.TcpOption):
-        return flow.oracle(words, flow.contents())
+        return flow.oracle(words, seen)
     if isinstance(match, m.Mac | m.PktType):
         return flow.oracle((*words, "on", flow.frame), ())
-    return flow.oracle((*words, "in", flow.place, flow.iif, flow.oif), flow.contents())
+    if isinstance(match, m.RpFilter) and match.validmark:
+        seen = (*seen, flow.mark)
+    return flow.oracle((*words, "in", flow.place, flow.iif, flow.oif), seen)
 
 
 def depends_on_place(match: m.Match) -> bool:

@@ -88,6 +88,8 @@ class Generaliser:
                 found += self._address(match, tenant, near, to_host)
             else:
                 found.append(match)
+        if sum(_is_own(match) for match in found) > 1:
+            raise CannotSplit("it names the tenant's address twice, and two sets would let it be two tenants'")
         return tuple(found)
 
     def _target(self, table: str, item: Filed, tenant: int, near: m.Direction | None, depth: int) -> t.Target:
@@ -191,4 +193,8 @@ def plain(rule: General, naming: Naming, tenants: Iterable[int], make: MakeSet) 
 
 
 def _asks_for_own(rule: General) -> bool:
-    return any(isinstance(x, m.SetMatch) and x.name.startswith(OWN) for x in rule.matches)
+    return any(map(_is_own, rule.matches))
+
+
+def _is_own(match: m.Match) -> bool:
+    return isinstance(match, m.SetMatch) and match.name.startswith(OWN)

@@ -180,7 +180,7 @@ class RootWriter:
             return self._one_by_one(table, chain, items, str(reason))
         for item in items:
             sides = {role for role, _ in item.tags}
-            if self._plan.fate(item.rule) == "stayed":
+            if self._plan.fate(item.rule) is not None:
                 continue
             if forwarding and ("in" in sides or ("out" in sides and not self._inward_here)):
                 self._move(table, chain, item.rule)
@@ -219,13 +219,12 @@ class RootWriter:
         return merged(lists, self._naming, self._kinds, self._class_chain, self._own_set)
 
     def _row(self, table: str, chain: str, row: tuple[Filed, ...], tenant: int) -> General:
-        """One rule for all tenants of a class, whose first is ``tenant``; if there is none, theirs as they were."""
+        """One rule for all tenants of a class, whose first is ``tenant``; if there is none, theirs one by one."""
         try:
             return self._general.rule(table, chain, row[0], tenant)
         except CannotSplit as reason:
-            for item in row:
-                self._plan.settle(self._family, table, chain, item.rule, "stayed", "root", str(reason))
-            return General(None, (), t.NoTarget(), tuple(item.rule.text for item in row))
+            texts = self._one_by_one(table, chain, list(row), str(reason))
+            return General(None, (), t.NoTarget(), tuple(texts))
 
     def _slots_own(self, item: Filed) -> bool:
         return is_slots_own(item, self._naming, self._family, self._frames)
