@@ -122,11 +122,17 @@ class Translations:
             elif name.startswith("tracked src "):
                 back = all_of((equal(flow.reply, 1), self._destinations.holds(flow.src), self._asked.holds(number)))
                 forth = both(equal(flow.reply, 0), gives)
-                found.append(any_of((equal(number, flow.src), back, forth)))
+                found.append(any_of((_as_it_was(unknowns, name, number, flow.src, flow.sport), back, forth)))
             elif name.startswith("tracked dst "):
                 back = both(self._sources.holds(flow.dst), self._senders.holds(number))
-                found.append(either(equal(number, flow.dst), back))
+                found.append(either(_as_it_was(unknowns, name, number, flow.dst, flow.dport), back))
         return [truth for truth in found if truth is not True]
+
+
+def _as_it_was(unknowns: Unknowns, name: str, number: Number, address: Number, port: Number) -> Truth:
+    """Neither the address nor its port is translated."""
+    translated = unknowns.numbers.get(name.replace("tracked ", "tracked port ", 1), port)
+    return both(equal(number, address), equal(translated, port))
 
 
 def _touches(rule: Rule, near: str, chain: str) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from netslot.rulesets import matches as m
 from netslot.rulesets import targets as t
 from netslot.rulesets.model import Rule
-from netslot.rulesets.proof.conditions import depends_on_place, has_connection, holds
+from netslot.rulesets.proof.conditions import asked_by, depends_on_place, has_connection, holds
 from netslot.rulesets.proof.flow import INVALID, Flow
 from netslot.rulesets.proof.places import NOBODY, Places
 from netslot.rulesets.proof.rewriting import REMEMBERED, write
@@ -124,7 +124,7 @@ class Walker:
         others = tuple(repr(x) for x in rule.matches if not isinstance(x, m.Address | m.Interface))
         key = (whose, self._table, *match.words, *target_words(rule.target, flow.family), *others)
         self._ledger.asked[key] = either(self._ledger.asked.get(key, False), met)
-        return flow.oracle(key, flow.contents())
+        return flow.oracle(key, asked_by(match, flow))
 
     def _memory(self, filed: Filed, chain: str, flow: Flow) -> str:
         """Whose the memory is: the slot's, the one tenant's whose packets alone come here, or all packets'."""
