@@ -149,8 +149,9 @@ class _Splitter:
         filed = self._filed[family]
         undecided: dict[Matches, None] = {}
         writers: dict[int, SlotWriter] = {}
+        in_order = self._order_matters(filed)
         for kind, tenant in first.items():
-            writer = SlotWriter(filed, self._naming, self._plan, tenant, self._attachment)
+            writer = SlotWriter(filed, self._naming, self._plan, tenant, self._attachment, in_order)
             writer.forward()
             writers[kind] = writer
         early = frozenset(table for table in ("raw", "mangle") if self._take_drops(table, writers))
@@ -178,7 +179,7 @@ class _Splitter:
             self._attachment != "process",
         )
         root.counted = frozenset((kind, what) for kind, writer in writers.items() for what in writer.counted)
-        root.in_order = self._order_matters(filed)
+        root.in_order = in_order
         self._keep(family, root, slot_walk, passing)
 
     def _order_matters(self, filed: FiledRuleset) -> bool:

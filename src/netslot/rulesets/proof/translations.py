@@ -121,7 +121,8 @@ class Translations:
                 found.append(self._places.is_local(number, self._family))
             elif name.startswith("tracked src "):
                 back = all_of((equal(flow.reply, 1), self._destinations.holds(flow.src), self._asked.holds(number)))
-                forth = both(equal(flow.reply, 0), gives)
+                given = both(self._senders.holds(flow.src), self._sources.holds(number))
+                forth = all_of((equal(flow.reply, 0), gives, given))
                 found.append(any_of((_as_it_was(unknowns, name, number, flow.src, flow.sport), back, forth)))
             elif name.startswith("tracked dst "):
                 back = both(self._sources.holds(flow.dst), self._senders.holds(number))

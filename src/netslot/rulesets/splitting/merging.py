@@ -108,8 +108,10 @@ class Generaliser:
                 found += self._address(match, tenant, near, to_host)
             else:
                 found.append(match)
-        if sum(_is_own(match) for match in found) > 1:
-            raise CannotSplit("it names the tenant's address twice, and two sets would let it be two tenants'")
+        names = self._naming.names(tenant, self._family)
+        own = [x for x in item.rule.matches if isinstance(x, m.Address) and (x.value, x.mask) in names]
+        if near is None and len(own) > 1:
+            raise CannotSplit("it names the tenant's address twice, and in two conditions it could be two tenants'")
         return tuple(found)
 
     def _target(self, table: str, item: Filed, tenant: int, near: m.Direction | None, depth: int) -> t.Target:

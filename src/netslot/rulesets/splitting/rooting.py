@@ -187,7 +187,7 @@ class RootWriter:
         if forwarding and self.in_order:
             for item in items:
                 self._keep(table, chain, item.rule)
-            return [item.rule.text for item in items if not self._slots_own(item)]
+            return [item.rule.text for item in items]
         by_tenant: dict[int, list[Filed]] = {}
         for item in items:
             by_tenant.setdefault(item.tenant, []).append(item)

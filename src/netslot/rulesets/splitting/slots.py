@@ -71,15 +71,24 @@ class SlotRules:
 class SlotWriter:
     """Writes one class's template from its representative's rules."""
 
-    def __init__(self, filed: FiledRuleset, naming: Naming, plan: Plan, tenant: int, attachment: Attachment) -> None:
+    def __init__(
+        self,
+        filed: FiledRuleset,
+        naming: Naming,
+        plan: Plan,
+        tenant: int,
+        attachment: Attachment,
+        in_order: bool = False,
+    ) -> None:
         self._filed, self._naming, self._plan = filed, naming, plan
         self._tenant, self._attachment = tenant, attachment
         self._family: Family = filed.ruleset.family
         self._names = naming.names(tenant, self._family)
+        self._in_order = in_order  # packets between tenants are for root alone: whose rules come first matters
         self._link = naming.places.link(tenant)
         self._copied: dict[str, str] = {}
-        changed = rewritten(filed, naming.places.link_owner.__contains__)
-        self._changed = [region for region in changed if not self._to_host(region)]
+        self._rewritten = rewritten(filed, naming.places.link_owner.__contains__)
+        self._changed = [region for region in self._rewritten if not self._to_host(region)]
         self.undecided: dict[Matches, None] = dict.fromkeys(self._changed)
         self.refusals: list[tuple[str, Rule, str]] = []
         self.counted: set[Hashable] = set()  # what keeps a count that only root can keep
@@ -97,8 +106,24 @@ class SlotWriter:
         if self._family in self._naming.places.guessed:
             self.rules.chains[OUT].append(f"-d {HOST[self._family]} -j ACCEPT")
             self.rules.chains[IN].append(f"-s {HOST[self._family]} -j ACCEPT")
+        self._refuse_unseen_frames()
         self._chain("FORWARD", OUT, outward=True, top=True)
         self._chain("FORWARD", IN, outward=False, top=True)
+
+    def _refuse_unseen_frames(self) -> None:
+        """What FORWARD asks of the guest's frames must be asked here, also of what root turns to other tenants."""
+        why = ""
+        if self._in_order:
+            why = "between two tenants it matters whose rules stand first, which root keeps"
+        elif any(map(self._to_host, self._rewritten)):
+            why = "packets for the host's address that root turns to tenants are forwarded only after that"
+        for item in self._everything("FORWARD") if self._attachment != "process" else ():
+            if not any(isinstance(x, m.Mac) for x in item.rule.matches):
+                continue
+            reason = why if item.tags else "root has to ask it too, of packets between tenants"
+            if reason:
+                reason = f"it asks for the guest's frames, which only the slot sees, and {reason}"
+                self._plan.settle(self._family, "filter", "FORWARD", item.rule, "refused", "", reason)
 
     def _all_of(self, side: m.Side, pattern: Pattern) -> str:
         """Let pass what goes to these addresses, or comes from them; they are not this tenant's, but all tenants'."""
@@ -168,7 +193,7 @@ class SlotWriter:
             lines += self._between_tenants(outward)
             self.passing += 2 + len(lines)
         items = self._mine("filter", chain, outward)
-        alone = self._last_alone(items) if drops else -1
+        alone = self._last_alone(items) if drops and not self._in_order else -1
         first = next((item.position for item in self._filed.chains["filter", chain] if item.tags), 0)
         changed = self._changed if top and outward else []
         if changed:
@@ -228,6 +253,8 @@ class SlotWriter:
         A drop before which nothing else can have decided, or what stands before a drop that only the slot knows.
         """
         if any(isinstance(x, m.Interface) and x.direction == "out" for x in item.rule.matches):
+            return False
+        if self._in_order and (item.tags or item.position > first):
             return False
         if not item.tags and item.position > first:
             return False
