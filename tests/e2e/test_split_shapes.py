@@ -214,10 +214,12 @@ SHAPES: dict[str, list[str]] = {
 }
 """Rules of one tenant: table and rule, with its link {l}, address {a}, gateway {g}, number {k}, port {p}."""
 
-GROWING = {"dnat_out", "mark_mangle", "connmark", "zone", "classify", "log_own", "set_own"}
+_OWN_NUMBERS = {"dnat_out", "mark_mangle", "connmark", "zone", "classify", "log_own", "set_own"}
 """Rules with a number or name of the tenant's own in them that is no address: root keeps one for each."""
-REFUSED = {"limit_own", "quota", "addr_only_in", "addr_only_out"}
-"""No rule of all tenants can say it: a count of one that lets packets pass to others; whose rule stands first."""
+GROWING = {*_OWN_NUMBERS, "limit_own", "quota", "addr_only_in"}
+"""And those that let pass up to a count of one tenant's, or where it matters whose rules stand first."""
+REFUSED = {"addr_only_out"}
+"""Not proved: rules that know a tenant by its address only, and whose rule stands first."""
 
 _HOOKS = {
     "raw": ["PREROUTING", "OUTPUT"],

@@ -114,21 +114,25 @@ def _element(text: str, kind: str, family: Family) -> tuple[Part, ...]:
     return tuple(found)
 
 
-def expanded(ruleset: Ruleset, sets: Mapping[str, IpSet], file: str) -> Ruleset:
-    """The ruleset with one rule for each element in place of each rule that asks for one of netslot's sets."""
+def expanded(ruleset: Ruleset, sets: Mapping[str, IpSet], file: str, links: Iterable[str]) -> Ruleset:
+    """The ruleset with one rule for each element in place of each rule that asks for one of netslot's sets.
+
+    ``links`` are the tenants': a rule about what is *not* in a set is met by all packets of those that the set lacks.
+    """
+    everybody = frozenset(links)
     tables = {}
     for table in ruleset.tables.values():
         chains = {}
         for chain in table.chains.values():
             rules: list[Rule] = []
             for rule in chain.rules:
-                rules += _expand(rule, sets, file)
+                rules += _expand(rule, sets, file, everybody)
             chains[chain.name] = Chain(chain.name, chain.policy, tuple(rules), chain.counters, chain.line)
         tables[table.name] = Table(table.name, chains, table.line)
     return Ruleset(ruleset.family, tables, ruleset.notes)
 
 
-def _expand(rule: Rule, sets: Mapping[str, IpSet], file: str) -> list[Rule]:
+def _expand(rule: Rule, sets: Mapping[str, IpSet], file: str, links: frozenset[str]) -> list[Rule]:
     asked = [x for x in rule.matches if isinstance(x, m.SetMatch) and x.name.startswith(PREFIX)]
     if not asked:
         return [rule]
@@ -146,7 +150,20 @@ def _expand(rule: Rule, sets: Mapping[str, IpSet], file: str) -> list[Rule]:
             f"elements of {one.name} overlap, and what the rule does would be done twice", file=file, line=rule.line
         )
     rest = tuple(x for x in rule.matches if x is not asked[0])
-    return [_one(rule, rest, asked[0], words, element) for element in one.elements]
+    found = [_one(rule, rest, asked[0], words, element) for element in one.elements]
+    return found + (_of_no_element(rule, rest, asked[0], one, links) if negated else [])
+
+
+def _of_no_element(
+    rule: Rule, rest: tuple[m.Match, ...], asked: m.SetMatch, one: IpSet, links: frozenset[str]
+) -> list[Rule]:
+    """The rule for packets of links that the set lacks: each other tenant's, and all the rest."""
+    place = KINDS[one.kind].index("link")
+    side: m.Direction = "in" if asked.flags[place] == "src" else "out"
+    named = {str(element[place]) for element in one.elements}
+    others: list[m.Match] = [m.Interface(side, link) for link in sorted(links - named)]
+    others.append(m.OtherLink(side, links | named))
+    return [Rule((*rest, other), rule.target, rule.text, rule.line, rule.comment) for other in others]
 
 
 def _one_address_a_link(one: IpSet) -> bool:
@@ -190,16 +207,3 @@ def _one(
                 found.append(protocol)
             found.append(m.Ports(_PROTOCOL_NAMES[part[0]], side, ((part[1], part[1]),)))
     return Rule(tuple(found), rule.target, rule.text, rule.line, rule.comment)
-
-
-def links_left_out(ruleset: Ruleset, sets: Mapping[str, IpSet], links: Iterable[str]) -> str:
-    """The name of a set that a rule asks for with ``!`` and that lacks one of these links; '' if there is none.
-
-    Packets of a link that is not in such a set meet the rule whatever their address is.
-    """
-    wanted = set(links)
-    asked = (x for _, _, rule in ruleset.rules() for x in rule.matches if isinstance(x, m.SetMatch) and x.negated)
-    for name in {match.name for match in asked} & sets.keys():
-        if wanted - {element[1] for element in sets[name].elements}:
-            return name
-    return ""

@@ -56,6 +56,14 @@ class Interface:
 
 
 @dataclass(frozen=True, slots=True)
+class OtherLink:
+    """A link that is none of these. No dump says it: it is what is left when a set of links is read as rules."""
+
+    direction: Direction
+    names: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Protocol:
     """``-p``: the IP protocol number, 1..255 (0, ``all``, is no condition and never appears)."""
 
@@ -337,6 +345,7 @@ Match: TypeAlias = (
     Address
     | IpRange
     | Interface
+    | OtherLink
     | Protocol
     | Fragment
     | Ports

@@ -149,8 +149,9 @@ class _Splitter:
         filed = self._filed[family]
         undecided: dict[Matches, None] = {}
         writers: dict[int, SlotWriter] = {}
+        in_order = self._order_matters(filed)
         for kind, tenant in first.items():
-            writer = SlotWriter(filed, self._naming, self._plan, tenant, self._attachment)
+            writer = SlotWriter(filed, self._naming, self._plan, tenant, self._attachment, in_order)
             writer.forward()
             writers[kind] = writer
         early = frozenset(table for table in ("raw", "mangle") if self._take_drops(table, writers))
@@ -177,7 +178,22 @@ class _Splitter:
             inward_here,
             self._attachment != "process",
         )
+        root.counted = frozenset((kind, what) for kind, writer in writers.items() for what in writer.counted)
+        root.in_order = in_order
         self._keep(family, root, slot_walk, passing)
+
+    def _order_matters(self, filed: FiledRuleset) -> bool:
+        try:
+            from netslot.rulesets.proof.whose_first import order_matters
+        except ModuleNotFoundError:
+            return False  # without z3 nobody can tell here, and the proof will
+        found = order_matters(filed, self._places, self._kinds)
+        if found:
+            self._plan.notes[
+                "between two tenants it matters whose rules stand first, so root keeps tenants' rules of FORWARD for "
+                "such packets, in the old order; packets to and from the outside do not meet them"
+            ] = None
+        return found
 
     def _with_sets(self, family: Family) -> None:
         root = SetsWriter(self._filed[family], self._places, self._plan)

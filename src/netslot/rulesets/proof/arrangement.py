@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from netslot.errors import SpecError
-from netslot.rulesets.ipsets import SETS, expanded, links_left_out, read_sets
+from netslot.rulesets.ipsets import SETS, expanded, read_sets
 from netslot.rulesets.model import Family, Ruleset
 from netslot.rulesets.parse import parse
 from netslot.rulesets.proof.journey import Attachment
@@ -110,9 +110,7 @@ def read(files: Mapping[str, str]) -> Arrangement:
         sets = files.get(SETS[family])
         if sets is not None:
             known = read_sets(sets, family, SETS[family])
-            if lacking := links_left_out(ruleset, known, (member.link for member in members)):
-                raise SpecError(f"the set {lacking} lacks the link of a tenant", file=SETS[family])
-            ruleset = expanded(ruleset, known, name)
+            ruleset = expanded(ruleset, known, name, (member.link for member in members))
         published = files.get(PUBLISH[family])
         if published is not None:
             in_maps = read_published(published, family, PUBLISH[family])

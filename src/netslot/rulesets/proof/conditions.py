@@ -13,7 +13,9 @@ from typing import Any
 from netslot.rulesets import matches as m
 from netslot.rulesets.proof.flow import ICMP, INVALID, NEW, STATES, UNTRACKED, Flow
 from netslot.rulesets.proof.places import Places
+from netslot.rulesets.proof.rewriting import read_by
 from netslot.rulesets.proof.terms import (
+    Number,
     Truth,
     any_of,
     both,
@@ -42,13 +44,32 @@ def holds(match: m.Match, flow: Flow, places: Places) -> Truth:
 
 def _ask(match: m.Match, flow: Flow) -> Truth:
     words = match_words(match, flow.family)
+    seen = (*flow.contents(), *(flow.written.get(part, 0) for part in read_by(match)))
     if isinstance(match, m.Opaque) and match.module in CONTENT_ONLY:
-        return flow.oracle(words, flow.contents())
+        return flow.oracle(words, seen)
     if isinstance(match, m.TcpOption):
-        return flow.oracle(words, flow.contents())
+        return flow.oracle(words, seen)
     if isinstance(match, m.Mac | m.PktType):
         return flow.oracle((*words, "on", flow.frame), ())
-    return flow.oracle((*words, "in", flow.place, flow.iif, flow.oif), flow.contents())
+    if isinstance(match, m.RpFilter) and match.validmark:
+        seen = (*seen, flow.mark)
+    return flow.oracle((*words, "in", flow.place, flow.iif, flow.oif), seen)
+
+
+def asked_by(match: m.Opaque, flow: Flow) -> tuple[Number, ...]:
+    """What of the packet a condition with a memory goes by: what differs elsewhere gets the same answer."""
+    words = match.words
+    if match.module in ("limit", "statistic", "quota"):
+        return ()
+    if match.module == "connlimit":
+        return (flow.dst if "--connlimit-daddr" in words else flow.src,)
+    if match.module == "hashlimit" and "--hashlimit-mode" in words:
+        mode = words[words.index("--hashlimit-mode") + 1]
+        if mode in ("srcip", "dstip"):
+            return (flow.src if mode == "srcip" else flow.dst,)
+    if match.module == "recent":
+        return (flow.dst if "--rdest" in words else flow.src,)
+    return flow.contents()
 
 
 def depends_on_place(match: m.Match) -> bool:
@@ -57,6 +78,8 @@ def depends_on_place(match: m.Match) -> bool:
         return match.module not in CONTENT_ONLY
     if isinstance(match, m.CtState):
         return bool(match.states & {"SNAT", "DNAT"})
+    if isinstance(match, m.AddrType | m.DevGroup):
+        return True
     return (type(match) not in _COMPUTED and not isinstance(match, m.TcpOption)) or isinstance(match, m.Connmark)
 
 
@@ -186,6 +209,7 @@ _COMPUTED: dict[type, Callable[[Any, Flow, Places], Truth]] = {
     m.Address: _address,
     m.IpRange: _iprange,
     m.Interface: _interface,
+    m.OtherLink: lambda x, flow, _p: (flow.iif if x.direction == "in" else flow.oif) not in x.names,
     m.Protocol: _protocol,
     m.Fragment: _fragment,
     m.Ports: _ports,

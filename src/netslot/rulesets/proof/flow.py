@@ -5,8 +5,8 @@ The same class serves a concrete packet (all ints and bools) and a symbolic one 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from netslot.rulesets.model import Family
 from netslot.rulesets.proof.terms import Number, Truth
@@ -43,7 +43,8 @@ class Flow:
     """``frame`` names the link-layer hop: a question about it (a MAC) is the same only on the same hop.
 
     ``place`` is the namespace: ``root``, or ``slot:NAME``. ``reply``, ``fragment`` are 0 or 1.
-    ``redirected``: its destination was translated on its way here.
+    ``redirected``: its destination was translated on its way here. ``written``: for each part of the packet that
+    rules rewrite (see :mod:`rewriting`), who wrote it last; 0 is nobody.
     """
 
     family: Family
@@ -70,6 +71,7 @@ class Flow:
     oif: str = ""
     place: str = "root"
     frame: str = ""
+    written: Mapping[str, Number] = field(default_factory=dict)
 
     @property
     def width(self) -> int:

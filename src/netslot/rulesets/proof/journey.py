@@ -17,7 +17,7 @@ from typing import Literal
 from netslot.rulesets import targets as t
 from netslot.rulesets.proof.conditions import has_connection, needs_translation
 from netslot.rulesets.proof.flow import Flow
-from netslot.rulesets.proof.places import NOBODY, Places
+from netslot.rulesets.proof.places import NOBODY, Places, stays_on_link
 from netslot.rulesets.proof.tagged import ANYBODY, FiledRuleset, Roles
 from netslot.rulesets.proof.terms import Number, Truth, both, choose, either, equal, negate
 from netslot.rulesets.proof.walker import Chooser, Ledger, Walker
@@ -38,7 +38,8 @@ class Way:
     ``entry``: the interface of root that it comes in by, '' when the host makes it. ``exit``: the one it leaves
     by if it is neither for a tenant nor for the host. For a symbolic packet the others are said too: ``sender``
     and ``receiver`` (tenants or NOBODY), ``source`` (whose address it carries), ``local`` (it is for the host).
-    ``as_ruled``: destinations of open connections were translated as the rules say now.
+    ``as_ruled``: destinations of open connections were translated as the rules say now. ``hairpin``: from a tenant to
+    itself, but under another address than its own.
     """
 
     entry: str
@@ -50,6 +51,7 @@ class Way:
     dst_translated: bool = False
     src_translated: bool = False
     as_ruled: bool = False
+    hairpin: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,15 @@ NumberSource = Callable[[str, int, Number], Number]
 class Result:
     """What came of it. ``translations``: what was asked of NAT, and when. ``exit`` only for concrete packets.
 
+    ``routed``: when it came as far as root's routing, and ``routed_mark`` with which mark.
+
     ``connection_marks``: what each namespace remembers, by place.
     """
 
     ledger: Ledger
     flow: Flow
     translations: dict[str, Truth] = field(default_factory=dict)
+    routed: Truth = False
     routed_mark: Number = 0
     exit: str | None = None
     connection_marks: dict[str, Number] = field(default_factory=dict)
@@ -155,7 +160,7 @@ class Journey:
         """A tenant's packet to its own address: its slot sends it straight back, and root never sees it."""
         if isinstance(flow.dst, int):
             return self._side.places.is_tenants(flow.dst, sender, flow.family) is True
-        return self._way.receiver == sender
+        return self._way.receiver == sender and not self._way.hairpin
 
     def _root(self, flow: Flow, result: Result) -> None:
         way, places = self._way, self._side.places
@@ -172,7 +177,7 @@ class Journey:
             self._early(walk, flow, result, hook)
             receiver, local = self._route(flow)
         leaves_by = flow.oif if way.entry else "lo" if local else self._exit(receiver)
-        result.routed_mark = flow.mark
+        result.routed, result.routed_mark = self._ledger.alive, flow.mark
         if isinstance(flow.dst, int) and isinstance(flow.src, int):
             result.exit = LOCAL if local else leaves_by
         if way.entry and not local:
@@ -206,7 +211,10 @@ class Journey:
         places = self._side.places
         if isinstance(flow.dst, int) and isinstance(flow.src, int):
             owner = places.owner_of(flow.dst, (1 << flow.width) - 1, flow.family)
-            return owner, owner == NOBODY and places.is_local(flow.dst, flow.family) is True
+            here = places.is_local(flow.dst, flow.family)
+            if self._way.entry:
+                here = here or stays_on_link(flow.dst, flow.family)
+            return owner, owner == NOBODY and here is True
         return self._way.receiver, self._way.local
 
     def _roles(self, flow: Flow, routed: bool) -> Roles:
@@ -260,7 +268,8 @@ class Journey:
         assert isinstance(target, t.Dnat | t.Snat | t.Masquerade | t.Redirect)
         to, kind = target.to, type(target).__name__
         where = flow.oif if kind == "Masquerade" else flow.iif if kind == "Redirect" else ""
-        name = f"{kind} {where} {to.address} {to.ports} {to.base_port} {sorted(to.flags)}"
+        ports = to.ports if to.ports is not None and to.ports[0] != to.ports[1] else None  # one is what it comes to
+        name = f"{kind} {where} {to.address} {ports} {to.base_port} {sorted(to.flags)}"
         if to.address is not None:
             low, high = to.address
             address = low if low == high else self._number(f"{name} address", flow.width, low)

@@ -13,8 +13,9 @@ from functools import cached_property
 
 from netslot.rulesets import matches as m
 from netslot.rulesets import targets as t
-from netslot.rulesets.model import Dump, Family, Rule
-from netslot.rulesets.proof.terms import Number, Truth, any_of, both, masked_equal, negate
+from netslot.rulesets.model import Dump, Family, Ruleset
+from netslot.rulesets.proof.named import asked_for_in_input, named_links
+from netslot.rulesets.proof.terms import Number, Truth, any_of, both, either, masked_equal, negate
 from netslot.rulesets.tenants import Tenant, TenantAddress
 from netslot.rulesets.values import ALL_ONES, address_text, network_text
 
@@ -26,6 +27,29 @@ _UNKNOWN_HOST: Mapping[Family, int] = {4: 0xC6120001, 6: 0x20010002 << 96 | 1}
 """198.18.0.1 and 2001:2::1, of the benchmarking ranges: stand for a host address that no rule names."""
 
 
+_LOOPBACK: Mapping[Family, Pattern] = {4: (127 << 24, 0xFF << 24), 6: (1, ALL_ONES[6])}
+_GROUPS: Mapping[Family, tuple[Pattern, ...]] = {
+    4: ((0xE << 28, 0xF << 28), (ALL_ONES[4], ALL_ONES[4])),
+    6: ((0xFF << 120, 0xFF << 120),),
+}
+_LINK_LOCAL: Pattern = (0xFE80 << 112, 0xFFC0 << 112)
+
+
+def is_loopback(address: Number, family: Family) -> Truth:
+    """127.0.0.0/8 or ::1."""
+    return _member(address, (_LOOPBACK[family],), family)
+
+
+def is_group(address: Number, family: Family) -> Truth:
+    """Multicast, or the broadcast of all ones: for whoever hears it, and not forwarded."""
+    return _member(address, _GROUPS[family], family)
+
+
+def stays_on_link(address: Number, family: Family) -> Truth:
+    """What the host hears though it is none of the addresses that rules name, and never forwards."""
+    return _member(address, (*_GROUPS[family], *((_LINK_LOCAL,) if family == 6 else ())), family)
+
+
 @dataclass(frozen=True)
 class Places:
     """``gateways[family][tenant]``: the host's addresses on that tenant's link; ``hosts``: its other ones.
@@ -33,6 +57,8 @@ class Places:
     A tenant has one link of its own, or none: then it may be behind any interface, together with others.
     ``left_out``: those who can't be told apart by the rules, and why; their rules are the host's own.
     ``uplinks``: interfaces by which rules let tenants' packets out: no tenant is behind them.
+    ``strangers``: links that no rule names but by a wildcard, and that no tenant's packets leave by. ``stems``: the
+    wildcards that name tenants' links, and nothing else.
     """
 
     tenants: tuple[Tenant, ...]
@@ -43,6 +69,8 @@ class Places:
     guessed: frozenset[Family] = frozenset()
     left_out: tuple[tuple[str, str], ...] = ()
     uplinks: frozenset[str] = frozenset()
+    strangers: tuple[str, ...] = ()
+    stems: tuple[str, ...] = ()
 
     @cached_property
     def link_owner(self) -> dict[str, int]:
@@ -97,9 +125,10 @@ class Places:
         return _member(address, self._cover[family], family)
 
     def is_local(self, address: Number, family: Family) -> Truth:
+        """One of the host's own addresses, loopback included."""
         if isinstance(address, int):
-            return address in self._local[family]
-        return _member(address, self._local_cover[family], family)
+            return address in self._local[family] or is_loopback(address, family)
+        return either(_member(address, self._local_cover[family], family), is_loopback(address, family))
 
     def is_local_on(self, address: Number, interface: str, family: Family) -> Truth:
         owner = self.link_owner.get(interface, NOBODY)
@@ -161,7 +190,7 @@ class Places:
         said = [
             "a connection is in the same state for the slot's tracking as for root's",
             "no packet comes in under an address of the host's (the kernel drops it), ends its life on the way, or "
-            "is a fragment (connection tracking puts them together)",
+            "is a fragment where connections are tracked (tracking puts them together)",
         ]
         if self.linked:
             out = " or ".join(self.outside)
@@ -172,6 +201,9 @@ class Places:
             ]
         elif self.uplinks:
             said.append(f"no tenant is behind {' or '.join(sorted(self.uplinks))}, by which rules let tenants out")
+        if self.stems:
+            names = " and ".join(f"{stem}+" for stem in self.stems)
+            said.append(f"every link that {names} means is a tenant's, or is named by another rule")
         for family in families:
             if family in self.guessed:
                 said.append(f"the host has IPv{family} addresses, and none of them is in a network that a rule names")
@@ -236,7 +268,6 @@ def survey(dump: Dump, tenants: Sequence[Tenant], host_addresses: Sequence[tuple
     """
     tenants, left_out = _distinct(tenants, _bridge_ports(dump))
     bare = Places(tenants, {}, {}, (), {})
-    named: dict[str, None] = {}
     gateways: dict[Family, tuple[tuple[int, ...], ...]] = {}
     hosts: dict[Family, tuple[int, ...]] = {}
     guessed: set[Family] = set()
@@ -244,13 +275,9 @@ def survey(dump: Dump, tenants: Sequence[Tenant], host_addresses: Sequence[tuple
         key: Family = 4 if family == 4 else 6
         ruleset = dump.family(key)
         found: dict[int, set[int]] = {}  # address: tenants in whose INPUT rules it stands, NOBODY for global ones
-        if ruleset is not None:
-            for _, chain, rule in ruleset.rules():
-                for match in rule.matches:
-                    if isinstance(match, m.Interface) and not match.wildcard:
-                        named.setdefault(match.name)
-                if chain.name == "INPUT":
-                    _host_address(rule, bare, key, found)
+        for value, link, _ in asked_for_in_input(ruleset) if ruleset is not None else ():
+            if bare.owner_of(value, ALL_ONES[key], key) == NOBODY:
+                found.setdefault(value, set()).add(bare.link_owner.get(link, NOBODY))
         own: list[list[int]] = [[] for _ in tenants]
         common = [value for number, value in host_addresses if number == key]
         for value, owners in found.items():
@@ -263,9 +290,28 @@ def survey(dump: Dump, tenants: Sequence[Tenant], host_addresses: Sequence[tuple
         gateways[key] = tuple(tuple(values) for values in own)
         hosts[key] = tuple(common)
     links = bare.link_owner
-    outside = tuple(name for name in named if name not in links and name != "lo") or ("uplink0",)
+    named = named_links(dump.rulesets)
+    leaving, entering = named.samples(links)
+    outside = (*(name for name in named.exact if name not in links and name != "lo"), *leaving) or ("uplink0",)
     uplinks = frozenset(_uplinks(dump, bare)) - links.keys()
-    return Places(tenants, gateways, hosts, outside, {}, frozenset(guessed), left_out, uplinks)
+    stems = named.stems_of(links)
+    return Places(tenants, gateways, hosts, outside, {}, frozenset(guessed), left_out, uplinks, entering, stems)
+
+
+def widened(places: Places, rulesets: Mapping[Family, Ruleset]) -> Places:
+    """The places with all that these rules name too: what only one side of a comparison tells apart is told apart."""
+    named = named_links(rulesets.values())
+    known = {*places.outside, *places.strangers, "lo"}
+    leaving, entering = named.samples(places.link_owner)
+    fresh = [name for name in (*named.exact, *leaving) if name not in known and name not in places.link_owner]
+    hosts = dict(places.hosts)
+    for family, ruleset in rulesets.items():
+        for value, _, _ in asked_for_in_input(ruleset):
+            taken = places.is_local(value, family) or places.owner_of(value, ALL_ONES[family], family) != NOBODY
+            if not taken and value not in hosts[family]:
+                hosts[family] = (*hosts[family], value)
+    strangers = (*places.strangers, *(name for name in entering if name not in {*known, *fresh}))
+    return replace(places, outside=(*places.outside, *fresh), strangers=strangers, hosts=hosts)
 
 
 def _uplinks(dump: Dump, bare: Places) -> Iterator[str]:
@@ -314,22 +360,3 @@ def _distinct(
         else:
             kept.append(replace(tenant, interfaces=own))
     return tuple(kept), tuple(left_out)
-
-
-def _host_address(rule: Rule, bare: Places, family: Family, found: dict[int, set[int]]) -> None:
-    """A rule of INPUT whose destination is one address names an address of the host."""
-    who = NOBODY
-    value = None
-    for match in rule.matches:
-        if isinstance(match, m.Interface) and match.direction == "in" and not match.negated and not match.wildcard:
-            who = bare.link_owner.get(match.name, NOBODY)
-        elif isinstance(match, m.Address) and match.side == "dst" and not match.negated:
-            value = match.value if match.mask == ALL_ONES[family] else None
-    if value is None or bare.owner_of(value, ALL_ONES[family], family) != NOBODY or _is_group(value, family):
-        return
-    found.setdefault(value, set()).add(who)
-
-
-def _is_group(value: int, family: Family) -> bool:
-    """Multicast or broadcast: delivered to the host, but no address of its own."""
-    return value >> 120 == 0xFF if family == 6 else value >> 28 >= 0xE

@@ -13,10 +13,11 @@ from netslot.rulesets.model import Dump, Family
 from netslot.rulesets.proof.arrangement import NO_SLOT, Arrangement
 from netslot.rulesets.proof.flow import Flow
 from netslot.rulesets.proof.journey import Journey, Result, Side, Slot, Way
+from netslot.rulesets.proof.limits import Limits, asks_for_fragments, tracks, unheard
 from netslot.rulesets.proof.members import Portraits
 from netslot.rulesets.proof.orders import Orders
-from netslot.rulesets.proof.places import NOBODY, Places
-from netslot.rulesets.proof.scenarios import Cast, cast, from_tenant, others
+from netslot.rulesets.proof.places import NOBODY, Places, widened
+from netslot.rulesets.proof.scenarios import Cast, cast, elsewhere, from_tenant, others
 from netslot.rulesets.proof.solving import ConcretePacket, Unknowns, concrete, differences, plainest
 from netslot.rulesets.proof.tagged import FiledRuleset
 from netslot.rulesets.proof.terms import Truth, any_of, either, negate
@@ -79,6 +80,7 @@ def prove(dump: Dump, places: Places, arrangement: Arrangement, enough: int = 5)
     verdict.obstacles += _mismatches(dump, places, arrangement)
     if verdict.obstacles:
         return verdict
+    places = widened(places, arrangement.root)
     arrangement = aligned(places, arrangement)
     families = [both_sides(dump, places, arrangement, ruleset.family) for ruleset in dump.rulesets]
     kinds = classes_of(places, arrangement, families)
@@ -94,7 +96,12 @@ def prove(dump: Dump, places: Places, arrangement: Arrangement, enough: int = 5)
         "what REJECT answers may come from another address than before: that of the namespace which refuses",
     ]
     if any(member.kind for member in arrangement.members):
-        verdict.assumptions.append("what a tenant sends to its own address its slot may turn round, without root")
+        verdict.assumptions += [
+            "what a tenant sends to its own address its slot may turn round, without root",
+            "what a tenant sends to all (broadcast, multicast) or to a link-local address ends in its slot, and no "
+            "server of the host's hears it",
+        ]
+        verdict.notes += unheard(dump, places)
     if arrangement.asks_for_hosts:
         verdict.assumptions.append("slots are told every address of the host's (the templates ask for them)")
     for family in places.guessed & {sides.family for sides in families}:
@@ -175,6 +182,8 @@ class _Prover:
     def __init__(self, sides: Sides, players: Cast, orders: Orders, verdict: Verdict) -> None:
         self._sides, self._orders = sides, orders
         self._players = players
+        self._limits = Limits(sides.before.places, sides.after, sides.family)
+        self._fragments = self._asks_for_fragments()
         self._nat = Translations(sides.before.root, sides.after.root, sides.before.places)
         self._verdict = verdict
         self._family: Family = sides.family
@@ -188,6 +197,11 @@ class _Prover:
                 return
             self._verdict.scenarios += 1
             self._scenario(way)
+
+    def _asks_for_fragments(self) -> bool:
+        """Whether fragments that nobody puts together meet a rule about fragments."""
+        rulesets = [side.root.ruleset for side in self._both()]
+        return any(map(asks_for_fragments, rulesets)) and not tracks(rulesets[0])
 
     def _check_published(self) -> None:
         """A port published under another tenant's address would be a way that no scenario takes."""
@@ -215,6 +229,7 @@ class _Prover:
         solver = _solver()
         flow = unknowns.flow()
         solver.add(negate(self._places.is_tenants(flow.src, tenant, self._family)), *unknowns.sane(flow))
+        solver.add(*self._limits.ends(way, flow))
         results = [Journey(side, way, unknowns.number).first_step(flow.copy()) for side in self._both()]
         if any(ledger.asked or ledger.denied.keys() != {"DROP"} for ledger in results):
             return False
@@ -254,29 +269,57 @@ class _Prover:
         flow = unknowns.flow()
         before = Journey(before_side, way, unknowns.number).travel(flow.copy())
         after = Journey(self._sides.after, way, unknowns.number).travel(flow.copy())
-        wrong = differences(before, after, lenient)
-        if not wrong:
+        wrong = any_of(differences(before, after, lenient).values())
+        parted = self._limits.parted(way, before, after)
+        if wrong is False and parted is False:
             return
+        given = [*unknowns.sane(flow, self._fragments), *self._limits.of(way, flow, before, after)]
+        given += self._nat.limits(unknowns, flow, way)
+        if wrong is not False:
+            self._ask(way, unknowns, flow, [*given, negate(parted), wrong], after)
+        if parted is not False and not self._limits.turned(way):
+            self._parted(way, before_side, lenient, unknowns, flow, [*given, parted])
+
+    def _parted(
+        self, way: Way, before_side: Side, lenient: bool, unknowns: Unknowns, flow: Flow, given: Sequence[Truth]
+    ) -> None:
+        """Packets that one side routes this way, and the other side another: each is walked as it goes."""
         solver = _solver()
-        solver.add(*unknowns.sane(flow), *self._limits(way, flow, before))
-        solver.add(*self._nat.limits(unknowns, flow, way))
-        solver.add(any_of(wrong.values()))
+        solver.add(*given)
+        if solver.check() == z3.unsat:
+            return
+        number = unknowns.number
+        for other in map(self._translatable, elsewhere(way, self._players, self._places)):
+            for ways in [(way, other), (other, way)] if way.receiver != NOBODY else [(way, other)]:
+                before = Journey(before_side, ways[0], number).travel(flow.copy())
+                after = Journey(self._sides.after, ways[1], number).travel(flow.copy())
+                wrong = any_of(differences(before, after, lenient).values())
+                if wrong is False:
+                    continue
+                goes = [self._limits.goes(ways[0], before), self._limits.goes(ways[1], after)]
+                self._ask(way, unknowns, flow, [*given, *goes, wrong], after)
+
+    def _ask(self, way: Way, unknowns: Unknowns, flow: Flow, given: Sequence[Truth], after: Result) -> None:
+        """Whether there is such a packet; one that the whole rulesets bear out is a counterexample."""
+        solver = _solver()
+        solver.add(*given)
+        turned = self._limits.turned(way)
         for tries in range(_TRIES):
             outcome = solver.check()
             if outcome == z3.unsat:
-                if tries and before_side.choose is not None:
-                    self._obstacle("the answer depends on whose rules stand first", way)
+                if tries and not turned:  # more than these packets was left out
+                    self._obstacle(self._unsure(way), way)
                 return
             if outcome == z3.unknown:
                 self._obstacle(f"the solver gave up ({solver.reason_unknown()})", way)
                 return
             packet = concrete(plainest(solver, flow), unknowns)
             unclear = [text for text in after.ledger.unclear if text.startswith("slot:")]
-            if unclear and way.sender != way.receiver:
+            if unclear and not turned:
                 self._obstacle(f"a condition cannot be compared across namespaces: {unclear[0]}", way)
                 return
             found = self._confirm(way, packet)
-            if found is not None and way.sender == way.receiver != NOBODY:
+            if found is not None and turned:
                 self._verdict.notes.append(
                     f"a packet of tenant {found.tenant} to its own address, which its slot turns round: {found.parts}"
                 )
@@ -286,11 +329,12 @@ class _Prover:
                     self._verdict.counterexamples.append(found)
                 return
             solver.add(self._other_than(flow, packet))
+        if not turned:  # what is turned round is taken for granted, and said so
+            self._obstacle(f"{self._unsure(way)}, and the model's packets are not those of the whole ruleset", way)
+
+    def _unsure(self, way: Way) -> str:
         pair = way.sender != NOBODY and way.receiver != NOBODY
-        if pair and way.sender == way.receiver:
-            return  # taken for granted, and said so
-        why = "the answer depends on whose rules stand first" if pair else "tenants' rules overlap"
-        self._obstacle(f"{why}, and the model's packets are not those of the whole ruleset", way)
+        return "the answer depends on whose rules stand first" if pair else "tenants' rules overlap"
 
     def _other_than(self, flow: Flow, packet: ConcretePacket) -> Truth:
         """Exclude the neighbourhood of an answer: its destination and port."""
@@ -312,29 +356,6 @@ class _Prover:
         """Whether tracked connections on this way can have translated addresses: only if some rule can do it."""
         entering, leaving = self._nat.entering(way), self._nat.leaving(way)
         return replace(way, dst_translated=entering, src_translated=leaving, as_ruled=True)
-
-    def _limits(self, way: Way, flow: Flow, before: Result) -> list[Truth]:
-        """The packets of this way: whose source address, and a destination that routing sends that way."""
-        places, family = self._places, self._family
-        limits: list[Truth] = []
-        if way.source != NOBODY:
-            limits.append(places.is_tenants(flow.src, way.source, family))
-        else:
-            limits.append(negate(places.is_any_tenants(flow.src, family)))
-            if way.sender == NOBODY and self._places.linked:
-                limits.append(negate(places.is_spare(flow.src, family)))
-        local = places.is_local(flow.src, family)
-        limits.append(local if not way.entry else True if way.entry == "lo" else negate(local))
-        routed = before.flow.dst
-        if way.receiver != NOBODY:
-            limits.append(places.is_tenants(routed, way.receiver, family))
-            foreign = negate(places.is_any_tenants(flow.dst, family))
-            limits.append(either(places.is_tenants(flow.dst, way.receiver, family), foreign))
-        else:
-            here = places.is_local(routed, family)
-            limits += [negate(places.is_any_tenants(routed, family)), here if way.local else negate(here)]
-            limits.append(negate(places.is_any_tenants(flow.dst, family)))
-        return [limit for limit in limits if limit is not True]
 
     def _confirm(self, way: Way, packet: ConcretePacket) -> Counterexample | None:
         """Take the packet through both whole arrangements; None when it fares the same."""

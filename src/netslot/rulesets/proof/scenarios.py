@@ -8,7 +8,7 @@ another tenant's, or with nobody's.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from netslot.rulesets.proof.journey import Way
 from netslot.rulesets.proof.places import NOBODY, Places
@@ -81,11 +81,12 @@ def from_tenant(tenant: int, players: Cast, places: Places, spoofing: bool) -> I
         yield Way(link, places.outside[0], tenant, NOBODY, source, local=True)
         for receiver in [tenant, *partners]:
             yield from _to(link, tenant, receiver, source, places)
+        yield Way(link, places.outside[0], tenant, tenant, source, hairpin=True)
 
 
 def others(players: Cast, places: Places) -> Iterator[Way]:
     """All ways that do not begin at a tenant."""
-    entries = [*places.outside, "lo", STRANGER]
+    entries = [*places.outside, "lo", *places.strangers, STRANGER]
     sources = [NOBODY, *players.first]
     for entry in entries:
         for source in sources:
@@ -96,12 +97,22 @@ def others(players: Cast, places: Places) -> Iterator[Way]:
                 yield from _to(entry, NOBODY, receiver, source, places)
             for other in [p for p in players.partners(source) if source != NOBODY and p not in players.first]:
                 yield from _to(entry, NOBODY, other, source, places)
-            for out in [*places.outside, STRANGER]:
+            for out in [*places.outside, *places.strangers, STRANGER]:
                 yield Way(entry, out, NOBODY, NOBODY, source)
     for receiver in players.first:
         yield from _to("", NOBODY, receiver, NOBODY, places)
-    for out in [*places.outside, "lo", STRANGER]:
+    for out in [*places.outside, "lo", *places.strangers, STRANGER]:
         yield Way("", out, NOBODY, NOBODY, NOBODY, local=out == "lo")
+
+
+def elsewhere(way: Way, players: Cast, places: Places) -> Iterator[Way]:
+    """Where packets can go that come in as on this way: to the host, out, to a tenant of each class."""
+    yield replace(way, receiver=NOBODY, local=True, hairpin=False)
+    for out in {way.exit: None, **dict.fromkeys((*places.outside, STRANGER))}:
+        yield replace(way, exit=out, receiver=NOBODY, local=False, hairpin=False)
+    for receiver in dict.fromkeys((*players.first, *(p for p in players.second if p != NOBODY))):
+        for other in _to(way.entry, way.sender, receiver, way.source, places):
+            yield replace(other, hairpin=way.sender == receiver != NOBODY)
 
 
 def _to(entry: str, sender: int, receiver: int, source: int, places: Places) -> Iterator[Way]:

@@ -17,9 +17,6 @@ from netslot.rulesets.values import address_text
 _DOCUMENTATION = {32: 0xCB0071, 128: 0x20010D}
 """The first 24 bits of 203.0.113.0/24 and of 2001:db8::/32: where a stranger's address should come from."""
 
-SHORTEST_LIFE = 8
-"""Packets that die on their way for their time to live are left out of the model: hops of the way, and some."""
-
 
 class Unknowns:
     """The names of what is not known. The same name is the same unknown on both sides."""
@@ -31,7 +28,8 @@ class Unknowns:
         self.numbers: dict[str, Number] = {}
 
     def oracle(self, key: tuple[str, ...], contents: tuple[Number, ...]) -> Truth:
-        sizes = [self._width, self._width, 8, 16, 16, 3] if len(contents) == 6 else [self._width] * len(contents)
+        sizes = [self._width] if len(contents) == 1 else [self._width, self._width, 8, 16, 16, 3]
+        sizes += [32] * (len(contents) - len(sizes)) if contents else []
         name = " ".join(key)
         if not contents:
             return z3.Bool(name)
@@ -52,8 +50,8 @@ class Unknowns:
         fields = {name: z3.BitVec(name, width or self._width) for name, width in FIELDS.items()}
         return Flow(family=self.family, oracle=self.oracle, ctmark=z3.BitVec("ctmark", 32), **fields)
 
-    def sane(self, flow: Flow) -> list[Truth]:
-        """What every packet is like."""
+    def sane(self, flow: Flow, fragments: bool = False) -> list[Truth]:
+        """What every packet is like. ``fragments``: those that nobody puts together come too."""
         states = [flow.state == number for number in range(UNTRACKED)]
         if self.family == 6:  # neighbour discovery is never tracked
             states.append(z3.And(flow.state == UNTRACKED, flow.proto == ICMP[6], z3.UGE(flow.icmp_type, 133)))
@@ -61,18 +59,9 @@ class Unknowns:
         return [
             z3.Or(states),
             z3.Implies(flow.reply == 1, z3.Or(flow.state == ESTABLISHED, errors)),
-            z3.UGE(flow.ttl, SHORTEST_LIFE),
-            flow.fragment == 0,
+            *([] if fragments else [flow.fragment == 0]),
             flow.proto != 0,
-            *(self._unicast(end) for end in (flow.src, flow.dst)),
         ]
-
-    def _unicast(self, address: Number) -> Truth:
-        """What routing lets come in: no multicast, broadcast, loopback or 'this network' (ip_route_input_slow())."""
-        if self.family == 6:
-            return z3.And(z3.Extract(127, 120, address) != 0xFF, z3.UGT(address, 1))
-        first = z3.Extract(31, 24, address)
-        return z3.And(first != 0, first != 127, z3.ULT(first, 224))
 
 
 def differences(before: Result, after: Result, lenient: bool) -> dict[str, Truth]:
@@ -91,8 +80,14 @@ def differences(before: Result, after: Result, lenient: bool) -> dict[str, Truth
         found[f"translation {name}"] = both(accepted, differ(one, other))
     for words in {**b.changes, **a.changes}:
         found[f"change {words}"] = both(accepted, differ(b.changes.get(words, False), a.changes.get(words, False)))
+    for part in {**before.flow.written, **after.flow.written}:
+        one, other = before.flow.written.get(part, 0), after.flow.written.get(part, 0)
+        found[f"the last change of {part}"] = both(accepted, negate(_same(one, other)))
     for key in {**b.asked, **a.asked}:
         found[f"whether it is counted: {' '.join(key)}"] = differ(b.asked.get(key, False), a.asked.get(key, False))
+    ports = (before.flow.sport, after.flow.sport), (before.flow.dport, after.flow.dport)
+    for name, (one, other) in zip(("source port", "destination port"), ports, strict=True):
+        found[name] = both(accepted, negate(_same(one, other)))
     marks = (before.routed_mark, after.routed_mark), (before.flow.mark, after.flow.mark)
     for name, (one, other) in zip(("mark at routing", "mark"), marks, strict=True):
         found[name] = both(accepted, negate(_same(one, other)))

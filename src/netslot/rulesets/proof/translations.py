@@ -14,10 +14,21 @@ from netslot.rulesets.model import Family, Rule
 from netslot.rulesets.proof.conditions import interface_is
 from netslot.rulesets.proof.flow import Flow
 from netslot.rulesets.proof.journey import OWN_ADDRESS, Way
-from netslot.rulesets.proof.places import NOBODY, Pattern, Places, cover
+from netslot.rulesets.proof.places import NOBODY, Pattern, Places, cover, is_loopback
 from netslot.rulesets.proof.solving import Unknowns
 from netslot.rulesets.proof.tagged import FiledRuleset
-from netslot.rulesets.proof.terms import Number, Truth, all_of, any_of, both, either, equal, masked_equal, within
+from netslot.rulesets.proof.terms import (
+    Number,
+    Truth,
+    all_of,
+    any_of,
+    both,
+    either,
+    equal,
+    masked_equal,
+    negate,
+    within,
+)
 from netslot.rulesets.values import ALL_ONES
 
 
@@ -29,6 +40,7 @@ class _Addresses:
         self._ranges: set[tuple[int, int]] = set()
         self._networks: set[Pattern] = set()
         self.own = self.everything = False
+        self.loopback = False  # REDIRECT of what the host sends leads there; MASQUERADE never takes such an address
 
     def add_range(self, low: int, high: int) -> None:
         if low == high:
@@ -57,7 +69,10 @@ class _Addresses:
         width = 32 if self._family == 4 else 128
         parts = [within(address, low, high) for low, high in sorted(self._ranges)]
         parts += [masked_equal(address, mask, value, width) for value, mask in self._covered]
-        return any_of([*parts, self._places.is_local(address, self._family) if self.own else False])
+        own = self._places.is_local(address, self._family) if self.own else False
+        if not self.loopback:
+            own = both(own, negate(is_loopback(address, self._family)))
+        return any_of([*parts, own])
 
 
 class Translations:
@@ -79,6 +94,7 @@ class Translations:
         if isinstance(target, t.Dnat | t.Redirect):
             self._asked.add_asked(rule, "dst")
             self._destinations.own |= isinstance(target, t.Redirect)
+            self._destinations.loopback |= isinstance(target, t.Redirect)
             if target.to.address is not None:
                 self._destinations.add_range(*target.to.address)
         elif isinstance(target, t.Snat | t.Masquerade):
@@ -121,12 +137,19 @@ class Translations:
                 found.append(self._places.is_local(number, self._family))
             elif name.startswith("tracked src "):
                 back = all_of((equal(flow.reply, 1), self._destinations.holds(flow.src), self._asked.holds(number)))
-                forth = both(equal(flow.reply, 0), gives)
-                found.append(any_of((equal(number, flow.src), back, forth)))
+                given = both(self._senders.holds(flow.src), self._sources.holds(number))
+                forth = all_of((equal(flow.reply, 0), gives, given))
+                found.append(any_of((_as_it_was(unknowns, name, number, flow.src, flow.sport), back, forth)))
             elif name.startswith("tracked dst "):
                 back = both(self._sources.holds(flow.dst), self._senders.holds(number))
-                found.append(either(equal(number, flow.dst), back))
+                found.append(either(_as_it_was(unknowns, name, number, flow.dst, flow.dport), back))
         return [truth for truth in found if truth is not True]
+
+
+def _as_it_was(unknowns: Unknowns, name: str, number: Number, address: Number, port: Number) -> Truth:
+    """Neither the address nor its port is translated."""
+    translated = unknowns.numbers.get(name.replace("tracked ", "tracked port ", 1), port)
+    return both(equal(number, address), equal(translated, port))
 
 
 def _touches(rule: Rule, near: str, chain: str) -> bool:

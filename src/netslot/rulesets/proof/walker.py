@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from netslot.rulesets import matches as m
 from netslot.rulesets import targets as t
 from netslot.rulesets.model import Rule
-from netslot.rulesets.proof.conditions import depends_on_place, has_connection, holds
+from netslot.rulesets.proof.conditions import asked_by, depends_on_place, has_connection, holds
 from netslot.rulesets.proof.flow import INVALID, Flow
 from netslot.rulesets.proof.places import NOBODY, Places
+from netslot.rulesets.proof.rewriting import REMEMBERED, write
 from netslot.rulesets.proof.tagged import Filed, FiledRuleset, Roles
 from netslot.rulesets.proof.terms import Number, Truth, both, choose, either, negate
 from netslot.rulesets.write import target_words
@@ -22,6 +23,9 @@ DROP = "DROP"
 
 _NEUTRAL = (t.Log, t.NoTarget)
 """Targets that change no packet and no verdict: how often they act is not part of what must stay the same."""
+
+_TELLING = ("recent",)
+"""Conditions whose memory other rules ask too, by its name: to be asked is all that such a rule is for."""
 
 _NAT = (t.Dnat, t.Snat, t.Masquerade, t.Redirect, t.Netmap)
 
@@ -57,7 +61,7 @@ class Walker:
         self._places = places
         self._ledger = ledger
         self._choose = chooser or filed.candidates
-        self._table = ""
+        self._table = self._hook = ""
         self._accepted: Truth = False
         self._actions: list[tuple[Truth, t.Target, str]] = []
 
@@ -66,7 +70,7 @@ class Walker:
         tables = self._filed.ruleset.tables
         if table not in tables or chain not in tables[table].chains or self._ledger.alive is False:
             return []
-        self._table, self._accepted, self._actions = table, False, []
+        self._table, self._hook, self._accepted, self._actions = table, chain, False, []
         state = flow.state
         if table == "raw" and flow.iif != "lo":
             flow.state = INVALID  # it comes before connection tracking, and has no connection yet (xt_conntrack.c)
@@ -107,7 +111,7 @@ class Walker:
             return False
         for match in rule.matches:
             remembers = isinstance(match, m.Opaque) and match.stateful
-            if depends_on_place(match) and not remembers:
+            if depends_on_place(match) and not remembers and not isinstance(match, m.Mac):
                 self._ledger.unclear.setdefault(f"{flow.place.split(':')[0]}: {rule.text}")
             if isinstance(match, m.Opaque) and remembers:
                 met = both(met, self._ask(match, rule, self._memory(filed, chain, flow), met, flow))
@@ -115,12 +119,12 @@ class Walker:
 
     def _ask(self, match: m.Opaque, rule: Rule, whose: str, met: Truth, flow: Flow) -> Truth:
         """A condition with a memory: the same memory, asked by the same packets, gives the same answer."""
-        if isinstance(rule.target, _NEUTRAL):
+        if isinstance(rule.target, _NEUTRAL) and match.module not in _TELLING:
             return True  # whatever the answer, nothing comes of it
         others = tuple(repr(x) for x in rule.matches if not isinstance(x, m.Address | m.Interface))
         key = (whose, self._table, *match.words, *target_words(rule.target, flow.family), *others)
         self._ledger.asked[key] = either(self._ledger.asked.get(key, False), met)
-        return flow.oracle(key, flow.contents())
+        return flow.oracle(key, asked_by(match, flow))
 
     def _memory(self, filed: Filed, chain: str, flow: Flow) -> str:
         """Whose the memory is: the slot's, the one tenant's whose packets alone come here, or all packets'."""
@@ -183,9 +187,14 @@ class Walker:
                 flow.mark = choose(connected, restored, flow.mark, 32)
             case t.Notrack():
                 flow.tracked = both(flow.tracked, negate(met))
+            case t.Modify() if target.name in REMEMBERED:
+                key = (flow.place, self._table, self._hook, *target.words)
+                self._ledger.asked[key] = either(self._ledger.asked.get(key, False), met)
             case t.CtTarget() | t.Modify():
                 words = " ".join(target.words)
                 self._ledger.changes[words] = either(self._ledger.changes.get(words, False), met)
+                if isinstance(target, t.Modify):
+                    write(target, met, flow)
             case _:
                 pass  # NoTarget and Log leave the packet as it is
 

@@ -8,17 +8,18 @@ own becomes a chain for all whose chain says the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
 from netslot.rulesets import matches as m
 from netslot.rulesets import targets as t
-from netslot.rulesets.model import Family
-from netslot.rulesets.proof.lent import lent_numbers, numbers_of
+from netslot.rulesets.model import Family, Rule
+from netslot.rulesets.proof.lent import lent_addresses, lent_numbers, numbers_of, one_address
 from netslot.rulesets.proof.tagged import Filed, FiledRuleset
 from netslot.rulesets.splitting.naming import Naming
 from netslot.rulesets.splitting.plan import CannotSplit
+from netslot.rulesets.splitting.slots import what_counts
 
 _MOST_CLASSES = 16
 """More kinds of tenants than this in one place of a chain are no longer a few slot-agnostic rules."""
@@ -53,20 +54,39 @@ class Generaliser:
     def __init__(self, filed: FiledRuleset, naming: Naming, spoofing: Callable[[int], bool]) -> None:
         self._filed, self._naming, self._spoofing = filed, naming, spoofing
         self._family: Family = filed.ruleset.family
+        self._counted: frozenset[Hashable] = frozenset()
         self._lent = lent_numbers([filed], naming.places)
+        self._addresses = lent_addresses([filed], naming.places, self._family)
         self._names: dict[tuple[str, tuple[General, ...]], str] = {}
 
     def chains(self, table: str) -> dict[str, list[General]]:
         """The chains of this table that stand for tenants' own, by name."""
         return {name: list(rules) for (place, rules), name in self._names.items() if place == table}
 
-    def rule(self, table: str, chain: str, item: Filed, tenant: int) -> General:
-        """The rule with the tenant's names generalised; CannotSplit if it names the tenant in another way."""
+    def rule(
+        self, table: str, chain: str, item: Filed, tenant: int, counted: frozenset[Hashable] = frozenset()
+    ) -> General:
+        """The rule with the tenant's names generalised; CannotSplit if it names the tenant in another way.
+
+        ``counted``: what keeps a count of one tenant's (see ``what_counts``).
+        """
+        self._counted = counted
+        if what_counts(item.rule) in counted:
+            raise CannotSplit("it keeps a count of one tenant's")
+        if self._lends(item.rule, tenant):
+            raise CannotSplit("an address is lent to one tenant")
         if any(number in self._lent[tenant] for number in numbers_of(item.rule)):
             raise CannotSplit("each tenant has a mark or a zone of its own")
         near = self._near(item, tenant)
         matches = self._matches(item, tenant, near, chain == "INPUT")
         return General(near, matches, self._target(table, item, tenant, near, 0))
+
+    def _lends(self, rule: Rule, tenant: int) -> bool:
+        """Whether the rule names an address that is this tenant's outside."""
+        lent = self._addresses[tenant]
+        if isinstance(rule.target, t.Dnat | t.Snat) and one_address(rule.target) in lent:
+            return True
+        return any(isinstance(x, m.Address) and x.value in lent for x in rule.matches)
 
     def _near(self, item: Filed, tenant: int) -> m.Direction | None:
         """The side of the tenant's own link, where the rule asks for it."""
@@ -88,6 +108,10 @@ class Generaliser:
                 found += self._address(match, tenant, near, to_host)
             else:
                 found.append(match)
+        names = self._naming.names(tenant, self._family)
+        own = [x for x in item.rule.matches if isinstance(x, m.Address) and (x.value, x.mask) in names]
+        if near is None and len(own) > 1:
+            raise CannotSplit("it names the tenant's address twice, and in two conditions it could be two tenants'")
         return tuple(found)
 
     def _target(self, table: str, item: Filed, tenant: int, near: m.Direction | None, depth: int) -> t.Target:
@@ -108,6 +132,8 @@ class Generaliser:
 
     def _inner(self, table: str, item: Filed, tenant: int, near: m.Direction, depth: int) -> General:
         """A rule of the tenant's own chain: its link has been asked for by whoever leads there."""
+        if what_counts(item.rule) in self._counted:
+            raise CannotSplit("a rule of its chain keeps a count of one tenant's")
         if any(number in self._lent[tenant] for number in numbers_of(item.rule)):
             raise CannotSplit("each tenant has a mark or a zone of its own")
         return General(
@@ -191,4 +217,8 @@ def plain(rule: General, naming: Naming, tenants: Iterable[int], make: MakeSet) 
 
 
 def _asks_for_own(rule: General) -> bool:
-    return any(isinstance(x, m.SetMatch) and x.name.startswith(OWN) for x in rule.matches)
+    return any(map(_is_own, rule.matches))
+
+
+def _is_own(match: m.Match) -> bool:
+    return isinstance(match, m.SetMatch) and match.name.startswith(OWN)

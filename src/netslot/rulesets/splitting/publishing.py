@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from netslot.rulesets import matches as m
 from netslot.rulesets import targets as t
@@ -113,8 +114,30 @@ def rewritten(filed: FiledRuleset, links: Callable[[str], bool]) -> list[tuple[m
                 region = tuple(x for x in item.rule.matches if isinstance(x, m.Address | m.Protocol | m.Ports))
                 found[tuple(x for x in region if not (isinstance(x, m.Address) and x.side == "src"))] = None
     if len(found) > _MANY:
+        found = dict.fromkeys(_with_hulls(list(found)))
+    if len(found) > _MANY:
         found = {tuple(x for x in region if isinstance(x, m.Protocol)): None for region in found}
     return list(found)
+
+
+def _with_hulls(regions: list[tuple[m.Match, ...]]) -> list[tuple[m.Match, ...]]:
+    """Regions that differ in one range of ports, as one that spans them all."""
+    spans: dict[tuple[m.Match, ...], tuple[int, int, tuple[m.Match, ...]]] = {}
+    others: list[tuple[m.Match, ...]] = []
+    for region in regions:
+        ports = [x for x in region if isinstance(x, m.Ports)]
+        if len(ports) != 1 or ports[0].negated or len(ports[0].ranges) != 1:
+            others.append(region)
+            continue
+        key = tuple(replace(x, ranges=()) if x is ports[0] else x for x in region)
+        low, high = ports[0].ranges[0]
+        known = spans.get(key, (low, high, region))
+        spans[key] = min(low, known[0]), max(high, known[1]), region
+    spanned = [
+        tuple(replace(x, ranges=((low, high),)) if isinstance(x, m.Ports) else x for x in region)
+        for low, high, region in spans.values()
+    ]
+    return [*others, *spanned]
 
 
 def _may_be_tenants(rule: Rule, links: Callable[[str], bool]) -> bool:

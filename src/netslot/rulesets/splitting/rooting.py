@@ -8,7 +8,7 @@ all that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import cached_property
 
 from netslot.rulesets import matches as m
@@ -20,9 +20,9 @@ from netslot.rulesets.proof.tagged import Filed, FiledRuleset
 from netslot.rulesets.splitting.merging import General, Generaliser, Text, merged, plain
 from netslot.rulesets.splitting.naming import Naming
 from netslot.rulesets.splitting.plan import CannotSplit, Plan
-from netslot.rulesets.splitting.publishing import Maps
+from netslot.rulesets.splitting.publishing import Maps, rewritten
 from netslot.rulesets.splitting.sets import SetRules
-from netslot.rulesets.splitting.slots import Matches, is_slots_own
+from netslot.rulesets.splitting.slots import Matches, is_slots_own, what_counts
 from netslot.rulesets.write import rule_text
 
 FROM = "netslot-from"
@@ -52,6 +52,9 @@ class RootWriter:
         self._frames = frames  # those that come from slots are not the guests'
         self._first = {kind: tenant for tenant, kind in reversed(list(enumerate(kinds)))}
         self._class_chains: dict[str, list[str]] = {}
+        self._kept: set[Rule] = set()  # rules that slots decide by, and that stand in root as they were
+        self.in_order = False  # tenants' rules of FORWARD stay as they were: whose come first matters
+        self.counted: frozenset[tuple[int, Hashable]] = frozenset()  # by class: counts of one tenant's, kept here
         self.set_rules = SetRules(naming.places, self._family)
         self.maps = Maps(naming.places, self._family, plan)
 
@@ -119,7 +122,9 @@ class RootWriter:
     def _own_chain(self, table: str, chain: str, items: list[Filed]) -> list[str]:
         forwarding = table == "filter" and self._only_forward(chain)
         for item in items:
-            if self._stays_called(table, chain):
+            if forwarding and self.in_order:
+                self._keep(table, chain, item.rule)
+            elif self._stays_called(table, chain):
                 why = "its chain is called from root"
                 self._plan.settle(self._family, table, chain, item.rule, "stayed", "root", why)
             elif forwarding:
@@ -131,7 +136,10 @@ class RootWriter:
 
     def _stays_called(self, table: str, chain: str) -> bool:
         """Whether a rule that stays in root leads to this chain. Callers are settled first: built-in chains lead."""
-        return any(self._plan.fate(item.rule) == "stayed" for _, item in self._callers.get((table, chain), ()))
+        return any(
+            self._plan.fate(item.rule) == "stayed" or item.rule in self._kept
+            for _, item in self._callers.get((table, chain), ())
+        )
 
     def _stay(self, table: str, chain: str, rule: Rule) -> None:
         why = "it names no tenant"
@@ -146,6 +154,11 @@ class RootWriter:
     def _move(self, table: str, chain: str, rule: Rule) -> None:
         why = "its slot decides by it; root keeps one copy for all tenants, for packets between them"
         self._plan.settle(self._family, table, chain, rule, "moved", f"slot {table}", why)
+
+    def _keep(self, table: str, chain: str, rule: Rule) -> None:
+        why = "its slot decides by it; root keeps it for packets between tenants, where its order matters"
+        self._kept.add(rule)
+        self._plan.settle(self._family, table, chain, rule, "moved", f"slot {table}, and root", why)
 
     def _segment(self, table: str, chain: str, pending: list[Filed]) -> list[str]:
         """Tenants' rules between two common ones: those that the slots repeat count as moved, others as merged."""
@@ -171,6 +184,10 @@ class RootWriter:
         """The rules merged by class, or with sets, or as they were; ``forwarding``: slots decide by them too."""
         if not items:
             return []
+        if forwarding and self.in_order:
+            for item in items:
+                self._keep(table, chain, item.rule)
+            return [item.rule.text for item in items]
         by_tenant: dict[int, list[Filed]] = {}
         for item in items:
             by_tenant.setdefault(item.tenant, []).append(item)
@@ -180,7 +197,7 @@ class RootWriter:
             return self._one_by_one(table, chain, items, str(reason))
         for item in items:
             sides = {role for role, _ in item.tags}
-            if self._plan.fate(item.rule) == "stayed":
+            if self._plan.fate(item.rule) is not None:
                 continue
             if forwarding and ("in" in sides or ("out" in sides and not self._inward_here)):
                 self._move(table, chain, item.rule)
@@ -219,16 +236,17 @@ class RootWriter:
         return merged(lists, self._naming, self._kinds, self._class_chain, self._own_set)
 
     def _row(self, table: str, chain: str, row: tuple[Filed, ...], tenant: int) -> General:
-        """One rule for all tenants of a class, whose first is ``tenant``; if there is none, theirs as they were."""
+        """One rule for all tenants of a class, whose first is ``tenant``; if there is none, theirs one by one."""
         try:
-            return self._general.rule(table, chain, row[0], tenant)
+            counted = frozenset(what for kind, what in self.counted if kind == self._kinds[tenant])
+            return self._general.rule(table, chain, row[0], tenant, counted)
         except CannotSplit as reason:
-            for item in row:
-                self._plan.settle(self._family, table, chain, item.rule, "stayed", "root", str(reason))
-            return General(None, (), t.NoTarget(), tuple(item.rule.text for item in row))
+            texts = self._one_by_one(table, chain, list(row), str(reason))
+            return General(None, (), t.NoTarget(), tuple(texts))
 
     def _slots_own(self, item: Filed) -> bool:
-        return is_slots_own(item, self._naming, self._family, self._frames)
+        here = (self._kinds[item.tenant], what_counts(item.rule)) in self.counted
+        return not here and is_slots_own(item, self._naming, self._family, self._frames)
 
     def _own_set(self, variable: str, with_link: bool, tenants: Iterable[int]) -> str:
         """The set of these tenants' addresses of that name, each with the tenant's link where it is asked for."""
@@ -263,7 +281,7 @@ class RootWriter:
         found: list[Text] = [((self._naming.link("out"),), t.Return())]
         found += [((m.Address("dst", *pool),), t.Return()) for pool in self._naming.places.pools(self._family)]
         found += [(region, t.Return()) for region in self._undecided]
-        if self._undecided:
+        if self._undecided or rewritten(self._filed, self._naming.places.link_owner.__contains__):
             found.append(((m.CtState("conntrack", frozenset(("DNAT",))),), t.Return()))
         found += [((m.Interface("out", name),), t.Accept()) for name in self._naming.places.outside]
         return found

@@ -9,8 +9,9 @@ first drop is the last word.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from netslot.rulesets import matches as m
 from netslot.rulesets import targets as t
@@ -18,7 +19,7 @@ from netslot.rulesets.model import Family, Rule
 from netslot.rulesets.proof.arrangement import HOST
 from netslot.rulesets.proof.conditions import depends_on_place, interface_is
 from netslot.rulesets.proof.journey import Attachment
-from netslot.rulesets.proof.places import NOBODY, Pattern
+from netslot.rulesets.proof.places import NOBODY, Pattern, cover
 from netslot.rulesets.proof.tagged import Filed, FiledRuleset, Roles
 from netslot.rulesets.splitting.naming import Naming
 from netslot.rulesets.splitting.plan import CannotSplit, Plan
@@ -29,6 +30,9 @@ OUT, IN = "netslot-out", "netslot-in"
 _RAW = ("raw", "PREROUTING")
 
 Matches = tuple[m.Match, ...]
+
+_MOST_PATTERNS = 16
+"""More than these are no longer a few rules at the head of a slot's chain."""
 
 
 def is_slots_own(item: Filed, naming: Naming, family: Family, frames: bool) -> bool:
@@ -49,6 +53,11 @@ def is_slots_own(item: Filed, naming: Naming, family: Family, frames: bool) -> b
     )
 
 
+def what_counts(rule: Rule) -> Hashable:
+    """The same for the rules of all members of a class, and for no other of their rules that keeps another count."""
+    return tuple(x for x in rule.matches if isinstance(x, m.Opaque) and x.stateful), rule.target
+
+
 @dataclass
 class SlotRules:
     """Lines of one template by table, in iptables-save form without ``-A``: chain and text."""
@@ -62,16 +71,27 @@ class SlotRules:
 class SlotWriter:
     """Writes one class's template from its representative's rules."""
 
-    def __init__(self, filed: FiledRuleset, naming: Naming, plan: Plan, tenant: int, attachment: Attachment) -> None:
+    def __init__(
+        self,
+        filed: FiledRuleset,
+        naming: Naming,
+        plan: Plan,
+        tenant: int,
+        attachment: Attachment,
+        in_order: bool = False,
+    ) -> None:
         self._filed, self._naming, self._plan = filed, naming, plan
         self._tenant, self._attachment = tenant, attachment
         self._family: Family = filed.ruleset.family
         self._names = naming.names(tenant, self._family)
+        self._in_order = in_order  # packets between tenants are for root alone: whose rules come first matters
         self._link = naming.places.link(tenant)
         self._copied: dict[str, str] = {}
-        self._changed = rewritten(filed, naming.places.link_owner.__contains__)
+        self._rewritten = rewritten(filed, naming.places.link_owner.__contains__)
+        self._changed = [region for region in self._rewritten if not self._to_host(region)]
         self.undecided: dict[Matches, None] = dict.fromkeys(self._changed)
         self.refusals: list[tuple[str, Rule, str]] = []
+        self.counted: set[Hashable] = set()  # what keeps a count that only root can keep
         self.checked = False  # what the tenant sends under another's address is dropped first thing
         self.passing = 0  # rules that a packet is tested against here which root decides about
         self.rules = SlotRules()
@@ -81,13 +101,33 @@ class SlotWriter:
         table = self._filed.ruleset.tables.get("filter")
         if table is None or "FORWARD" not in table.chains:
             return
-        self.rules.chains[OUT] = [self._text((m.Address("dst", *host),), t.Accept()) for host in self.hosts()]
-        self.rules.chains[IN] = [self._text((m.Address("src", *host),), t.Accept()) for host in self.hosts()]
+        self.rules.chains[OUT] = [self._all_of("dst", host) for host in self.hosts()]
+        self.rules.chains[IN] = [self._all_of("src", host) for host in self.hosts()]
         if self._family in self._naming.places.guessed:
             self.rules.chains[OUT].append(f"-d {HOST[self._family]} -j ACCEPT")
             self.rules.chains[IN].append(f"-s {HOST[self._family]} -j ACCEPT")
+        self._refuse_unseen_frames()
         self._chain("FORWARD", OUT, outward=True, top=True)
         self._chain("FORWARD", IN, outward=False, top=True)
+
+    def _refuse_unseen_frames(self) -> None:
+        """What FORWARD asks of the guest's frames must be asked here, also of what root turns to other tenants."""
+        why = ""
+        if self._in_order:
+            why = "between two tenants it matters whose rules stand first, which root keeps"
+        elif any(map(self._to_host, self._rewritten)):
+            why = "packets for the host's address that root turns to tenants are forwarded only after that"
+        for item in self._everything("FORWARD") if self._attachment != "process" else ():
+            if not any(isinstance(x, m.Mac) for x in item.rule.matches):
+                continue
+            reason = why if item.tags else "root has to ask it too, of packets between tenants"
+            if reason:
+                reason = f"it asks for the guest's frames, which only the slot sees, and {reason}"
+                self._plan.settle(self._family, "filter", "FORWARD", item.rule, "refused", "", reason)
+
+    def _all_of(self, side: m.Side, pattern: Pattern) -> str:
+        """Let pass what goes to these addresses, or comes from them; they are not this tenant's, but all tenants'."""
+        return rule_text((m.Address(side, *pattern),), t.Accept(), self._family)
 
     def leave_inward_to_root(self) -> None:
         """Let root decide about packets to the tenant; the slot lets them pass."""
@@ -101,8 +141,46 @@ class SlotWriter:
         found = (
             [] if self._family in places.guessed else [(value, self._ones) for value in places.hosts[self._family]]
         )
+        return [*self._gateways, *found]
+
+    @cached_property
+    def _gateways(self) -> list[Pattern]:
+        """The host's addresses on tenants' links: in one pattern, which holds addresses of nobody's too.
+
+        What root cannot repeat has to be asked of packets for these as well; then the patterns are exact.
+        """
+        places = self._naming.places
         pool = places.gateway_pool(self._family)
-        return found if pool is None else [pool, *found]
+        if pool is None:
+            return []
+        known = [(value, self._ones) for own in places.gateways[self._family] for value in own]
+        frames = self._attachment != "process"
+        own = any(is_slots_own(item, self._naming, self._family, frames) for item in self._everything("FORWARD"))
+        exact = cover(known) if own else []
+        return exact if 0 < len(exact) <= _MOST_PATTERNS else [pool]
+
+    def _everything(self, chain: str) -> Iterator[Filed]:
+        """The rules that the tenant's packets to the outside may meet, those of its chains included."""
+        for item in self._mine("filter", chain, True):
+            yield item
+            if isinstance(item.rule.target, t.Jump | t.Goto):
+                yield from self._everything(item.rule.target.chain)
+
+    def _to_host(self, region: Matches) -> bool:
+        """Whether all of it is for an address of the host's that rules name, which slots leave to root anyway."""
+        places = self._naming.places
+        known = [value for value, _ in self.hosts()] if self._family not in places.guessed else []
+        own = frozenset(known).union(*places.gateways[self._family])
+        return any(
+            isinstance(x, m.Address) and x.side == "dst" and not x.negated and x.mask == self._ones and x.value in own
+            for x in region
+        )
+
+    @cached_property
+    def _spares(self) -> bool:
+        """Whether addresses that are nobody's are passed to root, because one pattern holds all gateways."""
+        known = {value for own in self._naming.places.gateways[self._family] for value in own}
+        return len(known) < sum(1 << (self._ones & ~mask).bit_count() for _, mask in self._gateways)
 
     @property
     def _ones(self) -> int:
@@ -115,7 +193,7 @@ class SlotWriter:
             lines += self._between_tenants(outward)
             self.passing += 2 + len(lines)
         items = self._mine("filter", chain, outward)
-        alone = self._last_alone(items) if drops else -1
+        alone = self._last_alone(items) if drops and not self._in_order else -1
         first = next((item.position for item in self._filed.chains["filter", chain] if item.tags), 0)
         changed = self._changed if top and outward else []
         if changed:
@@ -130,6 +208,7 @@ class SlotWriter:
                 lines += self._between_tenants(outward)
                 self.passing += len(lines)
             try:
+                self._check_count(item, chain, outward, early and not (self._changed and not changed))
                 lines += self._lines(item, chain, outward)
             except CannotSplit as reason:
                 if not outward:
@@ -138,6 +217,7 @@ class SlotWriter:
                 region = self._region(item.rule, str(reason))
                 lines.append(self._text(region, t.Accept()))
                 if not region:
+                    self._leave_counts(items[number:], chain)
                     break
         lines += [self._text(region, t.Accept()) for region in changed]
         if drops:
@@ -147,10 +227,15 @@ class SlotWriter:
     def _drops_first(self, items: list[Filed], first: int) -> list[Filed]:
         """Among the drops that the chain begins with, those first that may be asked before root changes anything.
 
-        So are those of packets that root changes. In what order packets are dropped makes no difference.
+        So are those of packets that root changes. In what order packets are denied in one way makes no difference.
         """
         number = next((n for n, item in enumerate(items) if not self._before_all(item, first, False)), len(items))
-        return [*sorted(items[:number], key=lambda item: not self._as_root_sees(item.rule)), *items[number:]]
+        early: list[Filed] = []
+        passed: list[Filed] = []
+        for item in items[:number]:
+            alike = all(other.rule.target == item.rule.target for other in passed)
+            (early if alike and self._as_root_sees(item.rule) else passed).append(item)
+        return [*early, *passed, *items[number:]]
 
     def _as_root_sees(self, rule: Rule) -> bool:
         """Whether the rule asks for nothing that root changes before its FORWARD: where a packet goes, its state."""
@@ -168,6 +253,8 @@ class SlotWriter:
         A drop before which nothing else can have decided, or what stands before a drop that only the slot knows.
         """
         if any(isinstance(x, m.Interface) and x.direction == "out" for x in item.rule.matches):
+            return False
+        if self._in_order and (item.tags or item.position > first):
             return False
         if not item.tags and item.position > first:
             return False
@@ -234,6 +321,27 @@ class SlotWriter:
             ] = None
         return [self._text(matches, target)]
 
+    def _counts(self, item: Filed, chain: str) -> bool:
+        """Whether the rule decides by a count of the tenant's."""
+        counts = any(isinstance(x, m.Opaque) and x.stateful for x in item.rule.matches)
+        owned = bool(item.tags) or self._filed.chain_owner.get(("filter", chain)) == self._tenant
+        return counts and owned and not isinstance(item.rule.target, t.Log | t.NoTarget)
+
+    def _leave_counts(self, items: Sequence[Filed], chain: str) -> None:
+        """Root decides by these rules, and those that they lead to: what counts must count there."""
+        for item in items:
+            if self._counts(item, chain):
+                self.counted.add(what_counts(item.rule))
+            if isinstance(item.rule.target, t.Jump | t.Goto):
+                inner = item.rule.target.chain
+                self._leave_counts(self._mine("filter", inner, True), inner)
+
+    def _check_count(self, item: Filed, chain: str, outward: bool, asked_of_all: bool) -> None:
+        """A rule that decides by a count of the tenant's must count in one place: here if it sees all packets."""
+        if self._counts(item, chain) and not (outward and asked_of_all and not self._spares):
+            self.counted.add(what_counts(item.rule))
+            raise CannotSplit("it keeps a count of one tenant's, and root sees some of what it counts")
+
     def _sees_alike(self, match: m.Match, outward: bool) -> bool:
         """The frame that a guest sends is the same in its slot as it was in root."""
         return isinstance(match, m.Mac) and outward and self._attachment != "process"
@@ -269,6 +377,9 @@ class SlotWriter:
                     return None
             elif not outward and self._elsewhere(match):
                 return None
+            elif isinstance(match, m.AddrType) and match.types == {"LOCAL"}:
+                if not match.negated:
+                    return None  # what is for the host, or from it, is not forwarded
             else:
                 found.append(match)
         return tuple(found)
@@ -308,8 +419,8 @@ class SlotWriter:
 
     def drops(self, table: str) -> list[str]:
         """The tenant's own drops before routing, for the slot's first hook; CannotSplit if they are not that."""
-        lines = []
-        passed = False
+        lines: list[str] = []
+        passed = ended = accepts = False  # ended: common rules follow, which an accept keeps the packet from
         for item in self._mine(table, "PREROUTING", True):
             rule = item.rule
             if not item.tags:
@@ -319,14 +430,19 @@ class SlotWriter:
                     if isinstance(x, m.Interface) and x.direction == "in"
                 )
                 passed = passed or (met and isinstance(rule.target, t.Accept | t.Return | t.Jump | t.Goto))
+                ended = ended or (met and bool(lines))
                 continue
-            if not isinstance(rule.target, t.Drop) or passed or not any(role == "in" for role, _ in item.tags):
+            own = isinstance(rule.target, t.Drop | t.Accept) and any(role == "in" for role, _ in item.tags)
+            accepts = accepts or isinstance(rule.target, t.Accept)
+            if not own or passed:
                 raise CannotSplit("only drops of the tenant's own packets can go before the veth")
             matches = [x for x in rule.matches if not isinstance(x, m.Interface)]
             if any(isinstance(x, m.Mark) or depends_on_place(x) for x in matches if not isinstance(x, m.Mac)):
                 raise CannotSplit("it asks what only root can answer")
             lines.append(self._text(tuple(matches), rule.target))
-            self.checked = self.checked or self._is_check(matches)
+            self.checked = self.checked or (not accepts and self._is_check(matches))
+        if accepts and ended:
+            raise CannotSplit("an accept would no longer keep packets from root's rules that follow")
         return lines
 
     def _is_check(self, matches: Sequence[m.Match]) -> bool:
