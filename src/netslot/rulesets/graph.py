@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from netslot.rulesets.model import BUILTIN_CHAINS, Chain, Rule, Table
 from netslot.rulesets.targets import Goto, Jump
 
@@ -31,8 +33,31 @@ def reachable(table: Table, hooks: tuple[str, ...] = BUILTIN_CHAINS) -> set[str]
     return seen
 
 
+def loop(table: Table) -> tuple[Chain, Rule] | None:
+    """A jump, with the chain it stands in, by which a packet would come back to a chain that it is still in."""
+    done: set[str] = set()
+    within: dict[str, Iterator[Rule]] = {}  # the chains that the packet is in, each with the rules still to come
+    for hook in BUILTIN_CHAINS:
+        here = hook if hook in table.chains else ""
+        while here:
+            rules = within.setdefault(here, iter(table.chains[here].rules))
+            for rule in rules:
+                target = rule.target
+                if not isinstance(target, Jump | Goto) or target.chain in done:
+                    continue
+                if target.chain in within:
+                    return table.chains[here], rule
+                here = target.chain
+                break
+            else:
+                done.add(here)
+                del within[here]
+                here = next(reversed(within), "")
+    return None
+
+
 def depth(table: Table) -> int:
-    """The longest chain of jumps from a built-in chain, counted in jumps (the kernel refuses loops)."""
+    """The longest chain of jumps from a built-in chain, counted in jumps."""
     below = _jumps_below(table)
     return max((below[chain.name] for chain in table.chains.values() if chain.builtin), default=0)
 

@@ -234,7 +234,7 @@ def _physdev(_module: str, option: Option, _family: Family) -> m.Match:
 
 def interface_name(text: str) -> tuple[str, bool]:
     """``eth0`` -> (eth0, False), ``tap+`` -> (tap, True)."""
-    if len(text.encode()) > 15:
+    if len(text.encode(errors="surrogateescape")) > 15:
         raise ValueError(f"interface name '{text}' is longer than 15 bytes")
     return (text[:-1], True) if text.endswith("+") else (text, False)
 

@@ -20,7 +20,7 @@ from typing import Literal
 from netslot.errors import SpecError
 from netslot.rulesets import words as lexical
 from netslot.rulesets.clauses import BASIC, ClauseParser, RuleParts
-from netslot.rulesets.graph import deepest
+from netslot.rulesets.graph import deepest, loop
 from netslot.rulesets.model import BUILTIN_CHAINS, Chain, Counters, Dump, Family, Rule, Ruleset, Table
 
 TABLES = ("raw", "mangle", "nat", "filter", "security")
@@ -47,6 +47,9 @@ def parse(text: str, *, file: str | None = None, family: Family | None = None, p
     Raises SpecError when the text is not a whole, well-formed dump.
     """
     lines = text.split("\n")
+    if "\0" in text:
+        number = text.count("\n", 0, text.index("\0")) + 1
+        raise SpecError("there is a NUL byte; expected text", file=file, line=number, hint=_HINT)
     _refuse_other_formats(lines, file)
     collected: dict[Family, _Collected] = {}
     for section_family, first, last in _sections(lines, family, file):
@@ -266,6 +269,12 @@ class _Reader:
             raise ValueError(f"table {self._table} comes a second time; iptables-restore would flush the first")
         chains = {name: chain.close() for name, chain in self._chains.items()}
         table = Table(self._table, chains, self._table_line)
+        if (closing := loop(table)) is not None:
+            chain, rule = closing
+            self._number = rule.line
+            raise ValueError(
+                f"the jump in chain {chain.name} leads back to where it came from; the kernel takes no loops"
+            )
         if deepest(table) > _MAX_DEPTH:
             raise ValueError(f"jumps of table {table.name} go more than {_MAX_DEPTH} chains deep; expected fewer")
         self._found.tables[table.name] = table
@@ -293,7 +302,7 @@ class _Reader:
             raise ValueError(f"the policy of {name} is '{policy}'; expected ACCEPT or DROP")
         if not builtin and policy != "-":
             raise ValueError(f"chain {name} has the policy '{policy}'; expected '-': only built-in chains have one")
-        if len(name.encode()) > _MAX_CHAIN_NAME:
+        if len(name.encode(errors="surrogateescape")) > _MAX_CHAIN_NAME:
             raise ValueError(f"chain name {name} is longer than {_MAX_CHAIN_NAME} bytes")
         self._chains[name] = _OpenChain(name, policy if builtin else None, counters, self._number)
 

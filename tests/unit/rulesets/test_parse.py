@@ -308,8 +308,23 @@ def test_jumps_that_no_host_has_are_refused_and_those_below_are_walked() -> None
     assert depth(parse(_ladder(100)).rulesets[0].tables["filter"]) == 100
     with pytest.raises(SpecError, match="more than 100 chains deep"):
         parse(_ladder(2000))
-    loop = "*filter\n:INPUT ACCEPT [0:0]\n:a - [0:0]\n:b - [0:0]\n-A INPUT -j a\n-A a -j b\n-A b -j a\nCOMMIT\n"
-    assert depth(parse(loop).rulesets[0].tables["filter"]) >= 1
+
+
+def test_loops_are_refused_by_the_jump_that_closes_them_where_a_packet_can_come_to() -> None:
+    chains = ":INPUT ACCEPT [0:0]\n:a - [0:0]\n:b - [0:0]\n"
+    rules = "-A INPUT -j a\n-A a -j b\n-A a -j b\n-A b -p tcp -j a\nCOMMIT\n"
+    with pytest.raises(SpecError, match="chain b leads back") as caught:
+        parse("*filter\n" + chains + rules)
+    assert caught.value.line == 8
+    assert parse("*filter\n" + chains + rules.replace("INPUT -j a", "INPUT -j DROP")).rule_count() == 4
+
+
+def test_bytes_that_are_no_text_stay_what_they_are_and_a_nul_is_refused() -> None:
+    latin = b"*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -i caf\xe9 -j DROP\nCOMMIT\n".decode("utf-8", "surrogateescape")
+    assert parse(latin).rulesets[0].tables["filter"].chains["INPUT"].rules[0].text == "-i caf\udce9 -j DROP"
+    with pytest.raises(SpecError, match="NUL") as caught:
+        parse("*filter\n-A INPUT -i a\0b -j DROP\nCOMMIT\n")
+    assert caught.value.line == 2
 
 
 def test_an_empty_dump_says_what_to_give() -> None:
