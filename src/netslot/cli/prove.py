@@ -60,7 +60,7 @@ def prove(
     replayed = _replay(dump, world, after, files, replay) if replay else {}
     differing = replayed.pop("differences", [])
     examples = [
-        {"tenant": c.tenant, "packet": c.packet, "before": c.before, "after": c.after}
+        {"tenant": c.tenant, "packet": c.packet, "before": c.before, "after": c.after, "parts": c.parts}
         for c in verdict.counterexamples
     ] + differing
     answer = {
@@ -144,3 +144,5 @@ def _print_example(example: dict[str, Any]) -> None:
         click.echo(f"  {side}: {result['verdict']}{leaves}")
         for line in path:
             click.echo(f"    {line}")
+    if example.get("parts"):
+        click.echo(f"  they differ in: {example['parts']}")

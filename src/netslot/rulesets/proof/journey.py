@@ -261,7 +261,11 @@ class Journey:
             flow.src, flow.sport = address, port
 
     def _translation(self, target: t.Target, flow: Flow, old: tuple[Number, Number]) -> tuple[str, Number, Number]:
-        """A name that is the same for the same translation, the new address, the new port."""
+        """A name that is the same for the same translation, the new address, the new port.
+
+        Without a port DNAT keeps the packet's (nf_nat_l4proto_unique_tuple()), so a port of its own is not in the
+        name: whether it is another one is seen by the packet.
+        """
         if isinstance(target, t.Netmap):
             address = (old[0] & (~target.mask & ((1 << flow.width) - 1))) | target.value
             return f"NETMAP {target.value:x}/{target.mask:x}", address, old[1]

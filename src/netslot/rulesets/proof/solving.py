@@ -78,6 +78,8 @@ def differences(before: Result, after: Result, lenient: bool) -> dict[str, Truth
     for name in {**before.translations, **after.translations}:
         one, other = before.translations.get(name, False), after.translations.get(name, False)
         found[f"translation {name}"] = both(accepted, differ(one, other))
+    if before.translations or after.translations:
+        found["destination port"] = both(accepted, negate(_same(before.flow.dport, after.flow.dport)))
     for words in {**b.changes, **a.changes}:
         found[f"change {words}"] = both(accepted, differ(b.changes.get(words, False), a.changes.get(words, False)))
     for part in {**before.flow.written, **after.flow.written}:
