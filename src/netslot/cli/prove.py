@@ -113,7 +113,9 @@ def read_directory(directory: Path) -> dict[str, str]:
 
 
 def _print(answer: dict[str, Any], scenarios: int) -> None:
-    count = f"{answer['tenants']} tenants in {answer['classes']} classes, {scenarios} ways"
+    count = f"{answer['tenants']} tenants in {answer['classes']} classes" + (
+        f", {scenarios} ways" if scenarios else ""
+    )
     if answer["equivalent"]:
         click.echo(f"the same for every packet: {count}")
     else:

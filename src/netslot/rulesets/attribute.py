@@ -205,6 +205,7 @@ class _TableOwners:
         self._refs = refs
         self._chains: dict[str, int] = {}
         self._reasons: dict[str, str] = {}
+        self._publishing = self._publishers()
 
     def owned_chains(self) -> dict[str, int]:
         return {name: who for name, who in self._chains.items() if who >= 0}
@@ -224,7 +225,37 @@ class _TableOwners:
                 if reason:
                     why[rule] = reason
 
+    def _publishers(self) -> dict[str, int]:
+        """Chains that publish ports for one tenant each, side by side in one chain: the portmap plugin's CNI-DN-...
+
+        By itself such a chain proves nothing: every engine's chain is one while one container publishes a port.
+        """
+        for_one: dict[str, int] = {}
+        for chain in self._table.chains.values():
+            people = {self._naming.of_target(rule.target) for rule in chain.rules if type(rule.target) is t.Dnat}
+            if len(people) == 1 and GLOBAL not in people and chain.name in self._refs:
+                people.update(self._named_by_matches(rule)[0] for rule in chain.rules)
+                people -= {GLOBAL, SHARED}
+                if len(people) == 1:
+                    for_one[chain.name] = people.pop()
+        beside: dict[str, set[int]] = {}
+        for name, who in for_one.items():
+            for caller, _ in self._refs[name]:
+                beside.setdefault(caller.name, set()).add(who)
+        return {
+            name: who
+            for name, who in for_one.items()
+            if all(len(beside[caller.name]) > 1 for caller, _ in self._refs[name])
+        }
+
     def _named(self, rule: Rule) -> tuple[int, str]:
+        """Who is named by the rule, or else by all that the chain says which it jumps to."""
+        index, reason = self._named_by_matches(rule)
+        if index == GLOBAL and isinstance(rule.target, t.Jump | t.Goto):
+            return self._publishing.get(rule.target.chain, GLOBAL), ""
+        return index, reason
+
+    def _named_by_matches(self, rule: Rule) -> tuple[int, str]:
         """Who is named by the rule itself. A negated name counts only where no other does."""
         named: set[int] = set()
         negated: set[int] = set()

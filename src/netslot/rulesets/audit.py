@@ -246,6 +246,7 @@ def _unknown(attribution: Attribution) -> list[Finding]:
     if by_set:
         text = f"decided by ipsets, whose members are not in the dump (name tenants with --tenants): {_rules(by_set)}"
         found.append(Finding("sets", text, by_set))
+    found += _known_by_half(attribution)
     modules: Counter[str] = Counter()
     targets: Counter[str] = Counter()
     for ruleset in attribution.dump.rulesets:
@@ -264,6 +265,21 @@ def _unknown(attribution: Attribution) -> list[Finding]:
         other = 6 if 4 in families else 4
         found.append(Finding("family", f"the dump has no IPv{other} rules; the host may have some"))
     return found
+
+
+def _known_by_half(attribution: Attribution) -> list[Finding]:
+    """Where rules name links and addresses but never both together, one guest is counted as two."""
+    if not attribution.found_in_dump:
+        return []
+    links = sum(bool(tenant.interfaces) and not tenant.addresses for tenant in attribution.tenants)
+    addresses = sum(bool(tenant.addresses) and not tenant.interfaces for tenant in attribution.tenants)
+    if not links or not addresses:
+        return []
+    text = (
+        f"tenants known by the link alone: {links:,}, by the address alone: {addresses:,}; no rule says which belong "
+        "together, and they may be the same (name them with --tenants)"
+    )
+    return [Finding("halves", text)]
 
 
 def _chain_dict(cost: ChainCost) -> dict[str, object]:

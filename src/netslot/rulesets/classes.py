@@ -11,7 +11,7 @@ translated for it alone, and marks, zones and sets that no other tenant's rules 
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 
 from netslot.rulesets import matches as m
 from netslot.rulesets import targets as t
@@ -21,6 +21,8 @@ from netslot.rulesets.model import Chain, Family, Rule, Table
 from netslot.rulesets.tenants import Tenant
 
 _NEIGHBOUR = 8  # addresses: a /29, the largest network that a tenant's own address is taken from
+
+_LINK_LOCAL = 0xFE80 >> 6  # fe80::/10
 
 Token = Hashable
 
@@ -48,7 +50,7 @@ class _Namer:
         by_chain: dict[tuple[Family, str, str], list[Rule]] = {}
         for family, table, chain, rule in rules:
             by_chain.setdefault((family, table.name, chain.name), []).append(rule)
-        one = _OneTenant(self, index, tenant)
+        one = _OneTenant(self, index, tenant, _published_ports(rule for *_, rule in rules))
         found: list[Token] = []
         common = [key for key in by_chain if self._owned.get(key) != index]
         for key in common:
@@ -81,7 +83,8 @@ class _Namer:
 class _OneTenant:
     """Translates one tenant's rules."""
 
-    def __init__(self, namer: _Namer, index: int, tenant: Tenant) -> None:
+    def __init__(self, namer: _Namer, index: int, tenant: Tenant, ports: frozenset[int]) -> None:
+        self._ports = ports
         self._namer = namer
         self._index = index
         self._interfaces = {name: place for place, name in enumerate(sorted(tenant.interfaces))}
@@ -118,7 +121,7 @@ class _OneTenant:
                 return self._address(match, family, published)
             case m.Mac():
                 return "mac", self._macs.get(match.address, match.address), match.negated
-            case m.Ports() if published and match.side == "dst":
+            case m.Ports() if match.side == "dst" and (published or self._published(match)):
                 return "published", match.module, match.negated
             case m.Mark() | m.Connmark():
                 return type(match).__name__, self._private(("mark", match.value, match.mask)), match.negated
@@ -129,6 +132,10 @@ class _OneTenant:
                 return match.module, tuple(self._text(word) for word in match.words)
         return id(match)
 
+    def _published(self, match: m.Ports) -> bool:
+        """Whether it asks for ports that rules publish for this tenant, in a rule that leads there."""
+        return all(low == high and low in self._ports for low, high in match.ranges)
+
     def _address(self, match: m.Address | m.CtAddress, family: Family, published: bool) -> Token:
         place = self._addresses.get((family, match.value, match.mask))
         head = (type(match).__name__, match.side, match.negated)
@@ -137,6 +144,9 @@ class _OneTenant:
         distance = self._namer.near(family, match.value, self._index)
         if distance and self._namer.is_private(id(match)):
             return *head, "near", distance, match.mask
+        if family == 6 and match.mask == values.ALL_ONES[6] and match.value >> 118 == _LINK_LOCAL:
+            name = self._private(id(match))  # made of the tenant's MAC
+            return id(match) if name == id(match) else (*head, name)
         if published and match.side == "dst":
             return *head, self._private(("address", family, match.value))
         return id(match)
@@ -175,6 +185,19 @@ class _OneTenant:
             address = ("own", place) if place is not None else self._private(("address", family, value))
         to = target.to
         return type(target).__name__, address, to.ports, to.base_port, to.flags
+
+
+def _published_ports(rules: Iterable[Rule]) -> frozenset[int]:
+    """The ports that DNAT rules ask for, one by one."""
+    return frozenset(
+        low
+        for rule in rules
+        if type(rule.target) is t.Dnat
+        for match in rule.matches
+        if isinstance(match, m.Ports) and match.side == "dst" and not match.negated
+        for low, high in match.ranges
+        if low == high
+    )
 
 
 def _names_by_use(attribution: Attribution) -> tuple[set[Token], set[int]]:

@@ -27,8 +27,8 @@ from netslot.rulesets import matches as m
 from netslot.rulesets import targets as t
 from netslot.rulesets import values
 from netslot.rulesets.graph import References, reachable, references
-from netslot.rulesets.interfaces import IDLE_BRIDGES, Kind, family_of, guest_of, kind
-from netslot.rulesets.model import Chain, Dump, Family, Rule
+from netslot.rulesets.interfaces import IDLE_BRIDGES, Kind, family_of, guest_of, kind, may_be_guests
+from netslot.rulesets.model import Chain, Dump, Family, Rule, Table
 from netslot.rulesets.tenants import Tenant, TenantAddress, tenant_address
 
 Node = tuple[str, str | TenantAddress]
@@ -52,6 +52,9 @@ _LABELS = (
 )
 
 
+_CONTAINER_ID = re.compile(r"([0-9a-f]{12})[0-9a-f]{52}")  # engines show the first 12 digits
+
+
 def discover(dump: Dump) -> tuple[Tenant, ...]:
     """Tenants in the order in which the dump first names them; empty when it shows none."""
     finder = _Finder(dump)
@@ -63,7 +66,7 @@ def discover(dump: Dump) -> tuple[Tenant, ...]:
         for chain, rule in table.rules():
             finder.look_at(family, chain, rule, chain.name in forwarded)
         for name, jumps in refs.items():
-            finder.look_at_dispatch(table.chains[name], jumps)
+            finder.look_at_dispatch(table, table.chains[name], jumps)
             finder.join_cards(name, jumps)
     finder.add_populations()
     for _, table, refs in tables:
@@ -74,11 +77,20 @@ def discover(dump: Dump) -> tuple[Tenant, ...]:
 
 
 def _kinds(dump: Dump) -> dict[str, Kind]:
-    """The kind of every interface that a rule names. Three or more numbered names alike are guests'."""
+    """The kind of every interface that a rule names. Three or more numbered names alike are guests', unless rules
+    hide others behind them: those lead to the outside."""
     distinct = {id(x): x for ruleset in dump.rulesets for _, _, rule in ruleset.rules() for x in rule.matches}
     named = (x for x in distinct.values() if isinstance(x, m.Interface | m.Physdev) and not x.wildcard)
     kinds = {x.name: kind(x.name) for x in named}
-    unknown = [name for name, found in kinds.items() if found is Kind.UNKNOWN]
+    outward = {
+        x.name
+        for ruleset in dump.rulesets
+        for _, _, rule in ruleset.rules()
+        if isinstance(rule.target, t.Masquerade | t.Snat)
+        for x in rule.matches
+        if isinstance(x, m.Interface) and x.direction == "out" and not x.negated
+    }
+    unknown = [name for name in kinds if may_be_guests(name) and name not in outward]
     crowd = Counter(family_of(name) for name in unknown)
     for name in unknown:
         if family_of(name) and crowd[family_of(name)] >= 3:
@@ -256,8 +268,11 @@ class _Finder:
 
     # second pass: evidence from jumps and from numbers
 
-    def look_at_dispatch(self, chain: Chain, jumps: list[tuple[Chain, Rule]]) -> None:
-        """``-s A -j CHAIN``, ``-d A -j CHAIN`` where every rule that jumps to CHAIN is about A."""
+    def look_at_dispatch(self, table: Table, chain: Chain, jumps: list[tuple[Chain, Rule]]) -> None:
+        """``-s A -j CHAIN``, ``-d A -j CHAIN`` where every rule that jumps to CHAIN is about A.
+
+        A destination in the nat table is where something is published: an address of the host's, or a floating one.
+        """
         if _SERVICE_CHAINS.match(chain.name):
             return
         about: set[int] = set()
@@ -265,7 +280,7 @@ class _Finder:
             traces = self._traces.get(rule)
             if traces is None or _SERVICE_CHAINS.match(caller.name):
                 return
-            about.add(traces.src if traces.src >= 0 else traces.dst)
+            about.add(traces.src if traces.src >= 0 or table.name == "nat" else traces.dst)
         node = about.pop()
         if about or node < 0:
             return
@@ -402,8 +417,12 @@ def _label(comments: Iterable[str]) -> str:
         for pattern in _LABELS:
             found = pattern.search(comment)
             if found:
-                return f"{found['space']}/{found['name']}"
+                return f"{found['space']}/{_short(found['name'])}"
     return ""
+
+
+def _short(name: str) -> str:
+    return _CONTAINER_ID.sub(r"\1", name)
 
 
 def _networks(dump: Dump) -> tuple[Tenant, ...]:

@@ -325,9 +325,11 @@ class _Prover:
                 return
             found = self._confirm(way, packet)
             if found is not None and turned:
-                self._verdict.notes.append(
+                text = (
                     f"a packet of tenant {found.tenant} to its own address, which its slot turns round: {found.parts}"
                 )
+                if text not in self._verdict.notes:
+                    self._verdict.notes.append(text)
                 return
             if found is not None:
                 if all(known.packet != found.packet for known in self._verdict.counterexamples):

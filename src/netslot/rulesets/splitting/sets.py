@@ -138,7 +138,10 @@ class SetsWriter:
             called = self._call(target.shape, shape.sides, chains)
             target = t.Goto(called) if target.goto else t.Jump(called)
         text = self.set_rules.text(group, shape, target)
-        why = f"it differs from {len(group.members) - 1} others in addresses and ports only; a set lists these"
+        others = len(group.members) - 1
+        why = "others of its kind would differ in addresses and ports only; a set lists these"
+        if others:
+            why = f"it differs from {others} more in addresses and ports only; a set lists these"
         for member in group.members:
             self._settle(chain, member.rule, "merged", "root, with a set", why)
         return [text]
