@@ -142,7 +142,7 @@ def _print_example(example: dict[str, Any]) -> None:
     paths = [example[side].get("path", []) for side in ("before", "after")]
     for side, path in zip(("before", "after"), paths, strict=True):
         result = example[side]
-        leaves = f", leaves by {result['leaves']}" if "leaves" in result else ""
+        leaves = f", leaves by {result['leaves']}" if result.get("leaves", "to the host") != "to the host" else ""
         click.echo(f"  {side}: {result['verdict']}{leaves}")
         for line in path:
             click.echo(f"    {line}")

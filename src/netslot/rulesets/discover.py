@@ -71,8 +71,7 @@ def discover(dump: Dump) -> tuple[Tenant, ...]:
     finder.add_populations()
     for _, table, refs in tables:
         finder.give_chains(table.name, refs)
-        for chain in table.chains.values():
-            finder.join_in_chain(table.name, chain)
+        finder.join_in_chains(table)
     return finder.tenants() or _networks(dump)
 
 
@@ -338,18 +337,24 @@ class _Finder:
         root = self._root(node)
         return root if root != node else -1
 
-    def join_in_chain(self, table: str, chain: Chain) -> None:
-        """In a tenant's own chain, an address bound to a MAC is the tenant's, and so is an allowed MAC."""
-        node = self._names.number(("chain", f"{table}/{chain.name}"))
-        if self._root(node) == node:
-            return
-        for rule in chain.rules:
-            traces = self._traces.get(rule)
-            if traces is not None and traces.mac >= 0:
-                if self._root(traces.mac) == traces.mac:  # two tenants can use one MAC, behind different bridges
-                    self._same(node, traces.mac)
-                if traces.src >= 0:
-                    self._same(node, traces.src)
+    def join_in_chains(self, table: Table) -> None:
+        """In a tenant's own chain, an address bound to a MAC is the tenant's, and so is an allowed MAC. In a guest's,
+        so is the source without which everything is dropped."""
+        guests = {self._root(number) for number in self._evidence if self._names.nodes[number][0] == "if"}
+        for chain in table.chains.values():
+            node = self._names.number(("chain", f"{table.name}/{chain.name}"))
+            if self._root(node) == node:
+                continue
+            of_guest = self._root(node) in guests
+            for rule in chain.rules:
+                traces = self._traces.get(rule)
+                if traces is not None and traces.mac >= 0:
+                    if self._root(traces.mac) == traces.mac:  # two tenants can use one MAC, behind different bridges
+                        self._same(node, traces.mac)
+                    if traces.src >= 0:
+                        self._same(node, traces.src)
+                elif traces is not None and of_guest and _is_spoof_drop(rule):
+                    self._bind(traces.negated_src, node, "its guest may send under no other")
 
     # the answer
 
@@ -387,6 +392,13 @@ class _Finder:
         if guest.startswith("guest"):
             name = guest
         return Tenant(name, interfaces, addresses, tuple(macs), why=self._evidence[numbers[0]])
+
+
+def _is_spoof_drop(rule: Rule) -> bool:
+    """``! -s A -j DROP``, with nothing but a link beside it."""
+    own = [match for match in rule.matches if isinstance(match, m.Address)]
+    links = [match for match in rule.matches if isinstance(match, m.Interface | m.Physdev)]
+    return isinstance(rule.target, t.Drop | t.Reject) and len(own) == 1 and len(own) + len(links) == len(rule.matches)
 
 
 def _is_trust(chain: Chain, rule: Rule) -> bool:

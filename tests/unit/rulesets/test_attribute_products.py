@@ -78,6 +78,21 @@ def test_cards_numbered_by_guest_and_card() -> None:
     assert len(attribute(parse(_table("filter", "", *lines))).tenants) == 3
 
 
+def test_the_one_source_that_a_guests_chain_lets_pass_is_the_guests() -> None:
+    lines = [
+        "FORWARD -m physdev --physdev-in vnet7 -j OUT-7",
+        "FORWARD -s 192.0.2.7/32",
+        "OUT-7 ! -s 192.0.2.7/32 -j DROP",
+        "OUT-7 ! -s 192.0.2.8/32 -p udp -m udp --dport 53 -j DROP",
+        "FORWARD -i eth0 -j LIMITS",
+        "LIMITS ! -s 192.0.2.9/32 -j DROP",
+    ]
+    dump = parse(_table("filter", "OUT-7 LIMITS", *lines))
+    [guest] = attribute(dump).tenants
+    assert list(map(str, guest.addresses)) == ["192.0.2.7/32"]
+    assert _owners(dump)["FORWARD -s 192.0.2.7/32"] == "vnet7"
+
+
 def test_links_of_subscribers_and_links_to_the_outside() -> None:
     lines = [f"FORWARD ! -s 100.64.0.{number}/32 -i ppp{number} -j DROP" for number in range(3)]
     found = attribute(parse(_table("filter", "", *lines))).tenants

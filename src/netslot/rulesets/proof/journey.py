@@ -27,6 +27,9 @@ Attachment = Literal["tap", "veth", "process"]
 OWN_ADDRESS = "own address of"
 """How the unknown address is called that REDIRECT leads to: one of the host's."""
 
+_RANDOM = frozenset(("--random", "--random-fully"))
+"""Options with which the kernel chooses a source port by itself (nf_nat_l4proto_unique_tuple())."""
+
 LOCAL = ""
 """Where a packet goes that is for the host itself."""
 
@@ -282,7 +285,8 @@ class Journey:
         else:
             address = old[0]
         if to.ports is None:
-            port = old[1]
+            chosen = kind in ("Snat", "Masquerade") and not to.flags.isdisjoint(_RANDOM)
+            port = self._number(f"{name} port", 16, old[1]) if chosen else old[1]
         else:
             port = to.ports[0] if to.ports[0] == to.ports[1] else self._number(f"{name} port", 16, to.ports[0])
         return name, address, port
