@@ -214,7 +214,8 @@ def _print(result: Audit) -> None:
         click.echo(f"{result.rules:,} rules; no tenant can be recognised in them")
         click.echo("name tenants with --tenants FILE if there are some")
     longest = _count(result.walks.longest, "rule")
-    click.echo(f"A packet is tested against up to {longest} on its way through the host.\n")
+    which = "A packet" if result.tenants else "A packet whose addresses and port no rule names"
+    click.echo(f"{which} is tested against up to {longest} on its way through the host.\n")
     _print_chains(result)
     if result.findings:
         click.echo("\nWhat stands out")

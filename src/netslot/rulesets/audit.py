@@ -22,7 +22,7 @@ from netslot.rulesets.graph import reachable, references
 from netslot.rulesets.limits import Limit, limits_of
 from netslot.rulesets.model import Dump, Family
 from netslot.rulesets.tenants import Tenant
-from netslot.rulesets.traffic import Walks, walk_all
+from netslot.rulesets.traffic import ANY_PACKET, Walks, walk_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ def audit(dump: Dump, tenants: Sequence[Tenant] | None = None) -> Audit:
 def _chain_costs(attribution: Attribution, walks: Walks) -> list[ChainCost]:
     """The built-in chains in which some packet meets a rule, the costliest first."""
     costs: list[ChainCost] = []
-    names = [tenant.name for tenant in attribution.tenants] or ["any packet"]
+    names = [tenant.name for tenant in attribution.tenants] or [ANY_PACKET.name]
     for ruleset in attribution.dump.rulesets:
         for table in ruleset.tables.values():
             for chain in table.chains.values():

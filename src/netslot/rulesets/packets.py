@@ -25,12 +25,14 @@ _SYN, _ACK = 0x02, 0x10
 class Link:
     """An interface of a packet: its name if known. ``host`` says that it is the host's side, not a tenant's.
 
-    A link of unknown name can be any name of its kind; ``absent`` means that the hook has no such interface.
+    A link of unknown name can be any name of its kind; ``absent`` means that the hook has no such interface;
+    ``unsure``: it may or may not have.
     """
 
     name: str = ""
     known: bool = True
     host: bool = False
+    unsure: bool = False
 
     @property
     def absent(self) -> bool:
@@ -40,6 +42,7 @@ class Link:
 ABSENT = Link()
 UPLINK = Link(known=False, host=True)
 BRIDGE = Link(known=False)
+PERHAPS_BRIDGED = Link(known=False, unsure=True)
 
 
 @dataclass(slots=True)
@@ -120,6 +123,8 @@ def _physdev(x: m.Physdev, p: Packet) -> int:
 
 
 def _physdev_is(x: m.PhysdevIs, p: Packet) -> int:
+    if p.port_in.unsure or p.port_out.unsure:
+        return PERHAPS
     if x.what == "bridged":
         return _answer(not (p.port_in.absent and p.port_out.absent), x.negated)
     return _answer(not (p.port_in if x.what == "in" else p.port_out).absent, x.negated)

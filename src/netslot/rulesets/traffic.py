@@ -17,9 +17,12 @@ from netslot.rulesets import targets as t
 from netslot.rulesets.attribute import Attribution, Directory
 from netslot.rulesets.interfaces import Kind, kind
 from netslot.rulesets.model import Family, Rule, Ruleset
-from netslot.rulesets.packets import ABSENT, BRIDGE, UPLINK, Link, Packet
+from netslot.rulesets.packets import ABSENT, BRIDGE, PERHAPS_BRIDGED, UPLINK, Link, Packet
 from netslot.rulesets.tenants import Tenant
 from netslot.rulesets.walk import Key, TableWalker, Template, filing_key, port_key
+
+ANY_PACKET = Tenant("any packet")
+"""Stands in where no tenant is known."""
 
 STATES = ("NEW", "ESTABLISHED")
 
@@ -61,7 +64,7 @@ class Walks:
 
 def walk_all(attribution: Attribution) -> Walks:
     """Walk every tenant's packets. Where there is no tenant, one packet of nobody is walked."""
-    tenants = attribution.tenants or (Tenant("any packet"),)
+    tenants = attribution.tenants or (ANY_PACKET,)
     walks = Walks(totals={state: [0] * len(tenants) for state in STATES})
     for ruleset in attribution.dump.rulesets:
         surroundings = _Surroundings(ruleset, attribution, tenants)
@@ -117,7 +120,7 @@ class _Surroundings:
 
     def walk(self, index: int, walks: Walks) -> None:
         tenant = self._tenants[index]
-        if tenant.name != "any packet" and index not in self._present:
+        if tenant is not ANY_PACKET and index not in self._present:
             return
         for flow in _HOOKS_OF:
             # A packet carries the tenant's names on one side only.
@@ -193,11 +196,11 @@ class _Surroundings:
         if flow == "in":
             published = self._published.get(index)
             dport = published.inner_port if published is not None else self._port
-            other = ABSENT if port is ABSENT else BRIDGE
+            other = port if port.unsure or port is ABSENT else BRIDGE
             return Packet(state, self._peer, own, self._port, dport, UPLINK, link, other, port)
         to_host = flow == "host"
         peer = self._host if to_host else self._peer
-        other = ABSENT if port is ABSENT else BRIDGE
+        other = port if port.unsure or port is ABSENT else BRIDGE
         packet = Packet(state, own, peer, self._port, self._port, link, UPLINK, port, other)
         packet.local_dst = to_host
         packet.mac = tenant.macs[0] if len(tenant.macs) == 1 else None
@@ -209,6 +212,8 @@ class _Surroundings:
             return BRIDGE, Link(interface)
         if interface:
             return Link(interface), ABSENT
+        if self._tenants[index] is ANY_PACKET:
+            return BRIDGE, PERHAPS_BRIDGED
         bridge = self._bridges.get(index, "")
         return (Link(bridge) if bridge else BRIDGE), ABSENT
 

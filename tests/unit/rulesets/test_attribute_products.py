@@ -113,6 +113,13 @@ def test_link_local_addresses_of_guests_do_not_make_them_different() -> None:
     assert classes_of(attribute(parse(_table("filter", "", *lines)))) == [0, 0, 0]
 
 
+def test_without_tenants_a_packet_may_be_bridged_or_not() -> None:
+    lines = ["FORWARD -m physdev --physdev-is-bridged -j PORTS", *["PORTS -p tcp -m tcp --dport 25 -j DROP"] * 3]
+    assert audit(parse(_table("filter", "PORTS", *lines))).walks.longest == 4
+    lines[0] = "FORWARD -m physdev ! --physdev-is-bridged -j PORTS"
+    assert audit(parse(_table("filter", "PORTS", *lines))).walks.longest == 4
+
+
 def test_links_and_addresses_that_nothing_joins_are_told_to_be_perhaps_the_same() -> None:
     links = _table("filter", "", *(f"FORWARD -i tap{number} -j ACCEPT" for number in range(2)))
     addresses = [f"POSTROUTING -s 10.7.0.{number}/32 -o eth0 -j MASQUERADE" for number in range(2)]
