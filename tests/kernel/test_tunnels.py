@@ -12,6 +12,7 @@ from functools import partial
 from ipaddress import ip_network
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import hostlab
@@ -21,6 +22,7 @@ from netslot.host.host import Host
 from netslot.kernel import netlink, wireguard
 from netslot.kernel import rtnetlink as rt
 from netslot.policy import routes as policy
+from netslot.policy import tunnels
 from netslot.policy.routes import RoutesDie
 from netslot.spec.policies import Route, RouteRule, RoutesSection, Tunnel, WireguardPeer
 
@@ -367,6 +369,8 @@ nft = "slot.nft"
 [root]
 backend = "nftables"
 masquerade = false
+[nat]
+kind = "{nat}"
 [parameters.far]
 type = "address"
 default = "192.0.2.2"
@@ -393,14 +397,23 @@ HOST_RULES = """table ip slot {
     chain nat { type nat hook postrouting priority 100; oifname { "${uplink_if}", "vpn0" } masquerade; }
 }
 """
+HOST_RULES_BESIDE = """table ip slot {
+    chain nat { type nat hook postrouting priority 100; oifname vpn0 masquerade; }
+}
+"""
+"""Beside a NAT of netslot's own, which translates what leaves by the uplink."""
+HOSTS = [("vxlan", "rules"), ("ipip", "rules"), ("gre", "rules")]
+HOSTS += [(kind, nat) for nat in ("bpf", "nftables") for kind in ("vxlan", "gre")]
 
 
 @pytest.fixture
 def host(request: pytest.FixtureRequest) -> Iterator[tuple[hostlab.PlayedHost, Host]]:
-    kind = request.param
+    kind, nat = request.param
     with hostlab.played() as where:
-        where.spec.write_text(HOST_SPEC.format(prefix=where.prefix, kind=kind, ipv6=""), encoding="utf-8")
-        Path(where.spec.parent, "slot.nft").write_text(HOST_RULES, encoding="utf-8")
+        ipv6 = "" if nat == "rules" else 'pool6 = "2001:db8:77::/48"'
+        spec = HOST_SPEC.format(prefix=where.prefix, kind=kind, nat=nat, ipv6=ipv6)
+        where.spec.write_text(spec, encoding="utf-8")
+        Path(where.spec.parent, "slot.nft").write_text(HOST_RULES if nat == "rules" else HOST_RULES_BESIDE, "utf-8")
         with where.host() as made:
             try:
                 made.up(where.spec)
@@ -409,7 +422,7 @@ def host(request: pytest.FixtureRequest) -> Iterator[tuple[hostlab.PlayedHost, H
             yield where, made
 
 
-@pytest.mark.parametrize("host", ["vxlan", "ipip", "gre"], indirect=True, ids=str)
+@pytest.mark.parametrize("host", HOSTS, indirect=True, ids=" beside ".join)
 def test_a_host_whose_slots_have_tunnels(host: tuple[hostlab.PlayedHost, Host]) -> None:
     """Built, used from inside the container, verified, changed, repaired, sent elsewhere by a parameter, recycled."""
     where, made = host
@@ -455,3 +468,15 @@ def test_a_host_whose_slots_have_tunnels(host: tuple[hostlab.PlayedHost, Host]) 
 def _inside(netns: str, command: str) -> str:
     where = ["nsenter", f"--net=/run/netns/{netns}", "sh", "-c", command]
     return subprocess.run(where, capture_output=True, text=True, check=True).stdout
+
+
+def test_wireguard_beside_a_nat_needs_a_port() -> None:
+    wireguard_tunnel = Tunnel("wg0", kind="wireguard", private_key=KEYS["a"])
+    with pytest.raises(SpecError, match="WireGuard needs a port"):
+        tunnels.arrivals([wireguard_tunnel])
+    assert tunnels.arrivals([msgspec.structs.replace(wireguard_tunnel, port=51820)]) == ((17, 51820),)
+    assert tunnels.arrivals([Tunnel("a"), Tunnel("b", id=2), Tunnel("c", kind="ip6tnl")]) == (
+        (17, 4789),
+        (4, 0),
+        (41, 0),
+    )

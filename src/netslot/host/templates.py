@@ -15,8 +15,8 @@ from netslot.host.plan import GUEST, LOOPBACK, UPLINK, SlotPlan
 from netslot.host.slots import Template, Workshop
 from netslot.kernel import cgroupfs, netns
 from netslot.kernel import rtnetlink as rt
-from netslot.kernel.netlink import Request, Socket
-from netslot.policy import bpf, cgroup, iptables, nat, nftables, rates, routes
+from netslot.kernel.netlink import Socket
+from netslot.policy import bpf, cgroup, iptables, nat, nftables, rates, routes, tunnels
 from netslot.policy.base import Die, Parameters, Values
 from netslot.policy.nft_programs import NftProgram
 from netslot.spec.model import ClassSpec, HostSpec
@@ -35,28 +35,35 @@ def cast(spec: HostSpec, of: ClassSpec, host_id: str) -> Template:
     sample = SlotPlan(spec, of, spec.sample(of.name), host_id)
     samples = [spec.values(number, of.name) for number in _spread(spec, of)]
     first, defaults, known = samples[0], sample.defaults, _known_links(sample)
-    early: list[Die] = []
-    at_birth: list[Request] = []
-    if of.cgroup is not None:  # rules and programs may name it
-        early.append(cgroup.cast(of.cgroup, values=first))
-    with _scratch_cgroups(of, samples) as castable:
-        early += _rules(of, castable, defaults)
-    if of.bpf is not None or of.nat.kind == "bpf":
-        section = of.bpf or BpfSection()
-        stateless, directory = of.nat.kind == "bpf", spec.file.parent
-        programs = bpf.cast(
-            section, nat=stateless, samples=samples, defaults=defaults, directory=directory, links=known
-        )
-        early.append(programs)
-        at_birth = programs.at_birth(first)
-    if of.rates is not None:
-        early.append(rates.cast(of.rates, values=first, links=known))
-    late = (
-        [routes.cast(of.routes, values=first, defaults=defaults, links=known, directory=spec.file.parent)]
-        if of.routes is not None
-        else []
-    )
+    # Programs come last: of all that is cast, they alone hold something open, which a later refusal would leave.
+    limits = cgroup.cast(of.cgroup, values=first) if of.cgroup is not None else None
+    with _scratch_cgroups(of, samples) as castable:  # rules may name the slot's cgroup
+        rules = _rules(of, castable, defaults)
+    queues = rates.cast(of.rates, values=first, links=known) if of.rates is not None else None
+    late: list[Die] = []
+    if of.routes is not None:
+        late.append(routes.cast(of.routes, values=first, defaults=defaults, links=known, directory=spec.file.parent))
+    programs = _programs(spec, of, samples, defaults, known)
+    at_birth = programs.at_birth(first) if programs is not None else []
+    early = [die for die in (limits, *rules, programs, queues) if die is not None]
     return Template(early, late, _learn(sample), at_birth)
+
+
+def _programs(
+    spec: HostSpec, of: ClassSpec, samples: Sequence[Values], defaults: Parameters, known: dict[str, int]
+) -> bpf.BpfDie | None:
+    stateless = of.nat.kind == "bpf"
+    if of.bpf is None and not stateless:
+        return None
+    return bpf.cast(
+        of.bpf or BpfSection(),
+        nat=stateless,
+        own=_arrivals(of),
+        samples=samples,
+        defaults=defaults,
+        directory=spec.file.parent,
+        links=known,
+    )
 
 
 @contextlib.contextmanager
@@ -107,9 +114,17 @@ def _rules(of: ClassSpec, samples: Sequence[Values], defaults: Parameters) -> li
     return dies
 
 
+def _arrivals(of: ClassSpec) -> Sequence[tunnels.Arrival]:
+    """What comes to the slot itself, where a NAT gives all else to the guest."""
+    return tunnels.arrivals(of.routes.tunnels) if of.routes is not None and of.nat.kind != "rules" else ()
+
+
 def _own_nft_text(of: ClassSpec, values: Values) -> str:
     counted = of.rates is not None and (of.rates.connections, of.rates.new_connections) != (None, None)
-    text = nat.nft_text(ipv6="guest_address6" in values, tracked=counted) if of.nat.kind == "nftables" else ""
+    text = ""
+    if of.nat.kind == "nftables":
+        own = _arrivals(of)  # what goes by a tunnel is for rules to translate, which takes connection tracking
+        text = nat.nft_text(ipv6="guest_address6" in values, tracked=counted or bool(own), own=own)
     return text + (rates.nft_text(of.rates, inner="guest_if" in values) if of.rates is not None else "")
 
 

@@ -14,13 +14,14 @@ import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
-from netslot.errors import SpecError
+from netslot.errors import NetslotError, SpecError
 from netslot.kernel import netlink, rtnetlink, tc
 from netslot.policy import bpf_parts
 from netslot.policy.base import NO_LINKS, Difference, Links, Parameters, Values
 from netslot.policy.bpf_counters import Counters, Traffic
 from netslot.policy.bpf_parts import Attachment, Filter, Identity, Nat, Part, Place
 from netslot.policy.bpf_user import UserPrograms
+from netslot.policy.tunnels import Arrival
 from netslot.spec.policies import BpfSection
 
 __all__ = ["BpfDie", "Traffic", "cast"]
@@ -33,6 +34,7 @@ def cast(
     section: BpfSection,
     *,
     nat: bool = False,
+    own: Sequence[Arrival] = (),
     samples: Sequence[Values],
     defaults: Parameters,
     directory: Path = Path(),
@@ -41,24 +43,30 @@ def cast(
     """Load what all slots share and check the rest.
 
     ``nat`` asks for the stateless NAT between ``guest_address`` (and ``guest_address6``), the same in every slot,
-    and each slot's ``address`` (and ``address6``), which must follow from its number ``slot`` in even steps.
+    and each slot's ``address`` (and ``address6``), which must follow from its number ``slot`` in even steps; ``own``
+    is what the NAT leaves to the slot itself.
     ``samples`` are the values of one or more slots, best the first, the last and some between; ``defaults`` is
     what ``stamp`` binds; paths of object files are relative to ``directory``. ``links`` are the indexes that
     links are known to have in a fresh slot; of others the kernel is asked.
     Raises SpecError for what does not fit, KernelError when the verifier refuses a program.
     """
     parts: list[Part] = []
-    if section.counters:
-        parts.append(Counters())
-    if section.filter is not None:
-        parts.append(Filter(section.filter, defaults))
-    user = UserPrograms(section.programs, directory, samples[0], defaults) if section.programs else None
-    if user is not None:
-        parts.append(user)
-    if nat:
-        if not samples[0].get("guest_address"):
-            raise SpecError("NAT needs a guest's address behind the slot", key="nat.kind")
-        parts.append(Nat(samples))
+    user = None
+    try:
+        if section.counters:
+            parts.append(Counters())
+        if section.filter is not None:
+            parts.append(Filter(section.filter, defaults))
+        if section.programs:
+            user = UserPrograms(section.programs, directory, samples[0], defaults)
+            parts.append(user)
+        if nat:
+            if not samples[0].get("guest_address"):
+                raise SpecError("NAT needs a guest's address behind the slot", key="nat.kind")
+            parts.append(Nat(samples, own))
+    except NetslotError:
+        _close_parts(parts)
+        raise
     return BpfDie(parts, user, defaults, links)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip_network
 from pathlib import Path
+from typing import NamedTuple
 
 from netslot.errors import HostError, KernelError, SpecError
 from netslot.kernel import netlink, netns, wireguard
@@ -20,7 +21,41 @@ from netslot.spec.render import render
 
 _ALIAS = "netslot tunnel"
 _FORWARD = {rt.IPV4_DEVCONF_FORWARDING: 1, rt.IPV4_DEVCONF_ACCEPT_REDIRECTS: 0}
+_GRE, _IPIP, _IPV6, _UDP = 47, 4, 41, 17
+_CARRIERS: Mapping[str, tuple[int, ...]] = {
+    "gre": (_GRE,),
+    "gretap": (_GRE,),
+    "ip6gre": (_GRE,),
+    "ip6gretap": (_GRE,),
+    "ipip": (_IPIP,),
+    "sit": (_IPV6,),
+    "ip6tnl": (_IPIP, _IPV6),
+}
+_PORTS = {"vxlan": 4789, "geneve": 6081, "wireguard": 0}
 _MODULES = {"gre": "ip_gre", "gretap": "ip_gre", "ip6gre": "ip6_gre", "ip6gretap": "ip6_gre", "ip6tnl": "ip6_tunnel"}
+
+
+class Arrival(NamedTuple):
+    """Packets that come to a slot by one of its tunnels: an IP protocol, and of UDP the port that they come to."""
+
+    protocol: int
+    port: int = 0
+
+
+def arrivals(section: Sequence[Tunnel]) -> tuple[Arrival, ...]:
+    """What a NAT must leave to the slot, which otherwise is nobody's address outside but the guest's.
+
+    SpecError for a tunnel of which that cannot be known.
+    """
+    found: dict[Arrival, None] = {}
+    for number, tunnel in enumerate(section):
+        port = tunnel.port or _PORTS.get(tunnel.kind, 0)
+        if tunnel.kind in _PORTS and not port:
+            hint = "say port = 51820, or any other: the kernel's own choice is not known to the NAT"
+            raise SpecError("beside nat.kind, WireGuard needs a port", key=f"routes.tunnels.{number}", hint=hint)
+        carried = [Arrival(_UDP, port)] if port else [Arrival(each) for each in _CARRIERS[tunnel.kind]]
+        found |= dict.fromkeys(carried)
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
