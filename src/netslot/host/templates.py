@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 
+from netslot.errors import SpecError
 from netslot.host import links
 from netslot.host.expectation import Expectation
 from netslot.host.plan import GUEST, LOOPBACK, UPLINK, SlotPlan
@@ -19,6 +20,7 @@ from netslot.kernel.netlink import Socket
 from netslot.policy import bpf, cgroup, iptables, nat, nftables, rates, routes, tunnels
 from netslot.policy.base import Die, Parameters, Values
 from netslot.policy.nft_programs import NftProgram
+from netslot.spec import crosschecks
 from netslot.spec.model import ClassSpec, HostSpec
 from netslot.spec.policies import BpfSection
 
@@ -30,6 +32,13 @@ def cast(spec: HostSpec, of: ClassSpec, host_id: str) -> Template:
 
     SpecError when a rule file is refused, HostError when a tool or kernel feature is missing.
     """
+    try:
+        return _cast(spec, of, host_id)
+    except SpecError as error:
+        raise spec.placed(error, of.name) from error
+
+
+def _cast(spec: HostSpec, of: ClassSpec, host_id: str) -> Template:
     if not spec.sample(of.name):
         return Template((), ())  # nobody of the roster is in this class
     sample = SlotPlan(spec, of, spec.sample(of.name), host_id)
@@ -61,6 +70,7 @@ def _programs(
         own=_arrivals(of),
         samples=samples,
         defaults=defaults,
+        kinds={name: parameter.kind for name, parameter in of.parameters.items()},
         directory=spec.file.parent,
         links=known,
     )
@@ -134,6 +144,7 @@ def _nftables(of: ClassSpec, program: NftProgram, samples: Sequence[Values], def
         program.text,
         samples=_with_numbers(of, samples),
         lists=lists,
+        optional=crosschecks.lists_of_policies(of),
         defaults=defaults,
         scalars=_scalars(of),
         file=program.file,

@@ -21,6 +21,8 @@ from netslot.spec.render import render
 
 _ALIAS = "netslot tunnel"
 _FORWARD = {rt.IPV4_DEVCONF_FORWARDING: 1, rt.IPV4_DEVCONF_ACCEPT_REDIRECTS: 0}
+_LEAST_MTU = 68  # RFC 791
+_MOST_IDENTIFIER = 0xFFFFFF
 _GRE, _IPIP, _IPV6, _UDP = 47, 4, 41, 17
 _CARRIERS: Mapping[str, tuple[int, ...]] = {
     "gre": (_GRE,),
@@ -73,8 +75,8 @@ class Wanted:
 def wanted(section: Sequence[Tunnel], values: Values, directory: Path) -> list[Wanted]:
     """The tunnels of one slot; SpecError for what makes none."""
     found = []
-    for tunnel in section:
-        key = f"routes.tunnels {tunnel.name}"
+    for number, tunnel in enumerate(section):
+        key = f"routes.tunnels.{number}"
         try:
             found.append(_one(tunnel, values, directory, key))
         except ValueError as error:
@@ -91,6 +93,10 @@ def _one(tunnel: Tunnel, values: Values, directory: Path, key: str) -> Wanted:
     if not versions <= kernel.VERSIONS[tunnel.kind] or len(versions) > 1:
         allowed = " or ".join(f"IPv{version}" for version in sorted(kernel.VERSIONS[tunnel.kind])) or "none"
         raise SpecError(f"ends of a {tunnel.kind} tunnel: {allowed}, both of one version", key=key)
+    if 0 < tunnel.mtu < _LEAST_MTU:
+        raise SpecError(f"mtu {tunnel.mtu} is below {_LEAST_MTU}", key=key)
+    if tunnel.kind in ("vxlan", "geneve") and (tunnel.id or 0) > _MOST_IDENTIFIER:
+        raise SpecError(f"id {tunnel.id} is beyond {_MOST_IDENTIFIER}", key=key)
     if tunnel.kind != "wireguard" and remote is None:
         raise SpecError(f"a {tunnel.kind} tunnel needs a remote end", key=key)
     addresses = (tunnel.address,) if isinstance(tunnel.address, str) else tunnel.address
