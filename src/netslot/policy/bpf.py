@@ -11,7 +11,7 @@ the hierarchy's root) where a program is for the cgroup, which must be there: st
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from netslot.errors import NetslotError, SpecError
@@ -37,6 +37,7 @@ def cast(
     own: Sequence[Arrival] = (),
     samples: Sequence[Values],
     defaults: Parameters,
+    kinds: Mapping[str, str] | None = None,
     directory: Path = Path(),
     links: Links = NO_LINKS,
 ) -> BpfDie:
@@ -46,8 +47,9 @@ def cast(
     and each slot's ``address`` (and ``address6``), which must follow from its number ``slot`` in even steps; ``own``
     is what the NAT leaves to the slot itself.
     ``samples`` are the values of one or more slots, best the first, the last and some between; ``defaults`` is
-    what ``stamp`` binds; paths of object files are relative to ``directory``. ``links`` are the indexes that
-    links are known to have in a fresh slot; of others the kernel is asked.
+    what ``stamp`` binds; ``kinds`` are those of all parameters, by which maps are checked; paths of object files
+    are relative to ``directory``. ``links`` are the indexes that links are known to have in a fresh slot; of others
+    the kernel is asked.
     Raises SpecError for what does not fit, KernelError when the verifier refuses a program.
     """
     parts: list[Part] = []
@@ -58,7 +60,7 @@ def cast(
         if section.filter is not None:
             parts.append(Filter(section.filter, defaults))
         if section.programs:
-            user = UserPrograms(section.programs, directory, samples[0], defaults)
+            user = UserPrograms(section.programs, directory, samples[0], defaults, kinds)
             parts.append(user)
         if nat:
             if not samples[0].get("guest_address"):

@@ -246,6 +246,11 @@ class Filter:
     """The egress filter. Slots whose lists are the default ones share its programs; others have their own."""
 
     def __init__(self, section: BpfFilter, defaults: Parameters) -> None:
+        if not isinstance(section.ports, str):
+            try:
+                services(section.ports)
+            except SpecError as error:
+                raise SpecError(error.message, key="bpf.filter.ports", hint=error.hint) from None
         self._section = section
         self._source = built_in("filter")
         self._given, self._defaults = defaults, self._lists(defaults)
