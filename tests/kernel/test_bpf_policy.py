@@ -100,10 +100,10 @@ def test_filter_counts_and_changes_in_force_at_once(slot: Slot) -> None:
     ]
     middle.run(die.bind, lab.VALUES, denied)
     assert not lab.connects(guest, lab.OUTSIDE4)
-    out, _ = middle.run(die.traffic, lab.VALUES)
+    out, _ = middle.run(policy.traffic, lab.VALUES)
     assert out.packets > out.passed_packets > 0
     middle.run(die.reset, lab.VALUES)
-    out, back = middle.run(die.traffic, lab.VALUES)
+    out, back = middle.run(policy.traffic, lab.VALUES)
     assert (out.packets, back.packets) == (0, 0)
     assert middle.run(die.read, lab.VALUES, {}) == []
     server.close()

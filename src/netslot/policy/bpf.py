@@ -24,7 +24,7 @@ from netslot.policy.bpf_user import UserPrograms
 from netslot.policy.tunnels import Arrival
 from netslot.spec.policies import BpfSection
 
-__all__ = ["BpfDie", "Traffic", "cast"]
+__all__ = ["BpfDie", "Traffic", "cast", "traffic"]
 
 _MOST_PREPARED = 256
 """Datagrams that a die keeps: programs of a slot's own make another one each time."""
@@ -184,11 +184,12 @@ class BpfDie:
             foreign = [place for place in _attached(sock, link) if place not in wanted]
             sock.execute([tc.del_filter(link, place.hook, place.priority) for place in foreign])
 
-    def traffic(self, values: Values) -> tuple[Traffic, Traffic]:
-        """What was counted on the way out and on the way in; KernelError ENOENT without counters."""
-        with netlink.here() as sock:
-            found = _attached(sock, rtnetlink.link_index(sock, values["uplink_if"]))
-        return Counters.read(int(values["slot"]), found)
+
+def traffic(values: Values) -> tuple[Traffic, Traffic]:
+    """What a slot's counters have counted on the way out and on the way in; KernelError ENOENT without counters."""
+    with netlink.here() as sock:
+        found = _attached(sock, rtnetlink.link_index(sock, values["uplink_if"]))
+    return Counters.read(int(values["slot"]), found)
 
 
 def _close_parts(parts: Sequence[Part]) -> None:
