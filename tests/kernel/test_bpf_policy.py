@@ -367,6 +367,11 @@ SEC("tc") int watch(struct __sk_buff *skb)
     __u16 *most = bpf_map_lookup_elem(&largest, &zero);
     return bpf_map_lookup_elem(&blocked, &key) || mac[0] || (most && *most && skb->len > *most) ? 2 : -1;
 }
+SEC("tc") int watch_back(struct __sk_buff *skb)
+{
+    struct prefix key = {32, number};
+    return bpf_map_lookup_elem(&blocked, &key) ? 2 : -1;
+}
 SEC("cgroup/connect4") int connecting(struct bpf_sock_addr *ctx) { return ctx->user_port != number; }
 SEC("anything") int reads_too_far(struct __sk_buff *skb) { return *(__u32 *)((void *)skb + 1000); }
 """
@@ -466,6 +471,83 @@ def test_the_same_program_with_other_constants_is_another_one(slot: Slot, more: 
     assert middle.run(die.read, lab.VALUES, {}) == []
     die.close()
     other.close()
+
+
+def _blocked(link: str, hook: int) -> bpf.MapInfo:
+    """The map ``blocked`` of the first user's program on a hook of a link, in the calling thread's namespace."""
+    with netlink.here() as sock:
+        found = {f.hook: f.program for f in tc.filters(sock, socket.if_nametoindex(link)) if "user" in f.name}
+    fd = bpf_parts.map_of(found[hook], "blocked")
+    info = bpf.map_info(fd)
+    os.close(fd)
+    return info
+
+
+def test_programs_of_one_file_share_its_maps_in_a_slot(slot: Slot, more: Path) -> None:
+    _, middle, _ = slot
+    entries = (
+        BpfProgram("more.o", "watch", "egress", maps={"blocked": "deny"}),
+        BpfProgram("more.o", "watch_back", "ingress"),
+    )
+    section = BpfSection(programs=entries)
+    die, other = (
+        policy.cast(section, samples=[lab.VALUES], defaults={"deny": []}, kinds=KINDS, directory=more)
+        for _ in range(2)
+    )
+    middle.run(die.stamp, lab.VALUES)
+    shared = {middle.run(_blocked, "up0", hook) for hook in (tc.EGRESS, tc.INGRESS)}
+    assert len(shared) == 1, "one map"
+    loaded = other._user.load(lab.VALUES, {"deny": []})  # type: ignore[union-attr]
+    back = loaded[1]
+
+    def replace() -> None:
+        with netlink.here() as sock:
+            index = socket.if_nametoindex("up0")
+            sock.execute([tc.set_filter(index, back.place.hook, back.place.priority, back.program, back.name)])
+
+    middle.run(replace)
+    bpf_parts.close_all([each.program for each in loaded])
+    assert [str(each) for each in middle.run(die.read, lab.VALUES, {"deny": []})] == [
+        "bpf watch_back: map blocked is not that of the others of its file"
+    ]
+    middle.run(die.reset, lab.VALUES)
+    assert middle.run(die.read, lab.VALUES, {"deny": []}) == []
+    other.close()
+    die.close()
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([BpfProgram("more.o", "watch", "egress")] * 11, "bpf.programs.10.hook: more than 10 programs on egress"),
+        ([BpfProgram("more.o", "connecting", "cgroup/connect4")] * 2, "bpf.programs.1.program: two programs called"),
+        (
+            [BpfProgram("more.o", name, "egress", maps={"blocked": name}) for name in ("watch", "watch_back")],
+            "bpf.programs.1.maps.blocked: map blocked is one for all programs of its file",
+        ),
+        (
+            [BpfProgram("more.o", "watch_back", "egress", maps={"largest": "size"})],
+            "bpf.programs.0.maps.largest: watch_back does not use map largest",
+        ),
+    ],
+    ids=["too many", "twice on a cgroup", "two parameters", "unused"],
+)
+def test_programs_that_cannot_be_together_are_refused(more: Path, entries: list[BpfProgram], message: str) -> None:
+    """The eleventh had the place of the NAT: either of the two was gone."""
+    with pytest.raises(SpecError, match=message):
+        policy.cast(BpfSection(programs=tuple(entries)), samples=[lab.VALUES], defaults={}, directory=more)
+
+
+def test_ten_programs_on_a_link_leave_the_nat_its_place(slot: Slot, more: Path) -> None:
+    root, middle, guest = slot
+    entries = (BpfProgram("more.o", "watch", "ingress"), *[BpfProgram("more.o", "watch", "egress")] * 10)
+    die = policy.cast(BpfSection(programs=entries), nat=True, samples=[lab.VALUES], defaults={}, directory=more)
+    middle.run(die.stamp, lab.VALUES)
+    assert middle.run(die.read, lab.VALUES, {}) == []
+    server = lab.Echo(root, lab.OUTSIDE4)
+    assert lab.connects(guest, lab.OUTSIDE4)
+    server.close()
+    die.close()
 
 
 def test_a_slot_beyond_what_a_program_can_be_told_is_refused(slot: Slot) -> None:

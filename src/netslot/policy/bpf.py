@@ -121,7 +121,8 @@ class BpfDie:
         self._attach(values, index, [tc.add_clsact(index)])
 
     def _attach(self, values: Values, index: int, before: Sequence[netlink.Request]) -> None:
-        attachments = [a for part in self._parts for a in part.load(values, self._defaults)]
+        made = [a for part in self._parts for a in part.load(values, self._defaults)]
+        attachments = [a for a in made if a.place.hook != bpf_parts.CGROUP]
         programs = (index, len(before), *(attachment.program for attachment in attachments))
         try:
             prepared = self._prepared.get(programs)
@@ -134,17 +135,19 @@ class BpfDie:
             if prepared.by_seq:  # all programs may be the cgroup's
                 with netlink.here() as sock:
                     sock.repeat(prepared, numbers)
+            if self._user is not None:
+                self._user.attach_cgroup(values, [a for a in made if a.place.hook == bpf_parts.CGROUP])
         finally:
-            _release(attachments)
-        if self._user is not None:
-            self._user.attach_cgroup(values, self._defaults)
+            _release(made)
 
     def bind(self, values: Values, parameters: Parameters) -> None:
         """Replace the filter's programs and fill the user's maps; one packet sees one list, old or new."""
-        attachments = [a for part in self._parts for a in part.rebind(values, parameters)]
-        if not attachments:
-            return
+        attachments: list[Attachment] = []
         try:
+            for part in self._parts:
+                attachments += part.rebind(values, parameters)
+            if not attachments:
+                return
             with netlink.here() as sock:
                 sock.execute(_requests(rtnetlink.link_index(sock, values["uplink_if"]), attachments))
         finally:

@@ -86,6 +86,22 @@ def items(program: int, name: str, key_size: int, value_size: int) -> dict[bytes
         os.close(fd)
 
 
+def ids(program: int) -> dict[str, int]:
+    """The kernel's numbers of the maps that a program uses, by name; none of a program that is gone."""
+    try:
+        fd = bpf.prog_by_id(program)
+    except KernelError:
+        return {}
+    numbers = bpf.prog_info(fd).map_ids
+    os.close(fd)
+    found: dict[str, int] = {}
+    for number in numbers:
+        fd = bpf.map_by_id(number)
+        found[bpf.map_info(fd).name] = number
+        os.close(fd)
+    return found
+
+
 def update(fd: int, spec: elf.MapSpec, wanted: Mapping[bytes, bytes]) -> None:
     """Make a map hold ``wanted``: what is new first, then without what is not wanted any more.
 

@@ -25,7 +25,9 @@ from netslot.spec.policies import BpfFilter
 
 _OBJECTS = Path(__file__).parent.parent / "bpf"
 FIRST, _PARSE, _FILTER4, _FILTER6, USER_EGRESS = 1, 2, 3, 4, 10
-_NAT, USER_INGRESS, LAST = 20, 30, 60
+NAT, USER_INGRESS, LAST = 20, 30, 60
+CGROUP: Final = 0
+"""The hook of a :class:`Place` that is none of tc's: the slot's cgroup."""
 
 _MOST_OWN = 8  # OWN in nat.c
 
@@ -154,8 +156,8 @@ class Nat:
         data = constant_map(".rodata", source.data(".rodata", constants))
         try:
             self._bodies = {
-                Place(tc.EGRESS, _NAT): load_program(source, "nat_egress", {".rodata": data}),
-                Place(tc.INGRESS, _NAT): load_program(source, "nat_ingress", {".rodata": data}),
+                Place(tc.EGRESS, NAT): load_program(source, "nat_egress", {".rodata": data}),
+                Place(tc.INGRESS, NAT): load_program(source, "nat_ingress", {".rodata": data}),
             }
         finally:
             os.close(data)

@@ -1,7 +1,8 @@
 """Programs out of object files of the user's, on the slot's uplink or its cgroup.
 
 A program without maps, whose constants are the same in every slot, is loaded once. Any other has maps and
-constants of the slot's own, and is loaded for each slot.
+constants of the slot's own, and is loaded for each slot; its maps it shares with the others of its file there, as
+programs do that libbpf loads.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from netslot.errors import KernelError, SpecError, UsageError
+from netslot.errors import KernelError, NetslotError, SpecError, UsageError
 from netslot.kernel import bpf, cgroupfs, elf, netlink, rtnetlink, tc
 from netslot.policy import bpf_maps, bpf_parts
 from netslot.policy.base import Difference, Parameters, Values
@@ -25,6 +26,11 @@ from netslot.policy.bpf_parts import Attachment, Identity, Place
 from netslot.spec.policies import BpfProgram
 from netslot.spec.render import render, variables_in
 
+_ON_LINKS = {
+    "egress": (bpf_parts.USER_EGRESS, bpf_parts.NAT, tc.EGRESS),
+    "ingress": (bpf_parts.USER_INGRESS, bpf_parts.LAST, tc.INGRESS),
+}
+"""The first priority of users' programs, the first that is not theirs any more, and the tc hook."""
 _REFUSED = (errno.EACCES, errno.EINVAL, errno.E2BIG)
 """What the verifier says of a program that it does not like; other errors are the host's."""
 _KEPT = 15
@@ -135,11 +141,6 @@ def _packed(text: str) -> bytes | None:
     return bytes.fromhex(text.replace(":", "")) if _MAC.fullmatch(text) else None
 
 
-class _Loaded(NamedTuple):
-    program: int
-    owned: bool
-
-
 class UserPrograms:
     """All ``[[bpf.programs]]`` of a die; a :class:`bpf_parts.Part` for those on links, and more for cgroups."""
 
@@ -154,12 +155,14 @@ class UserPrograms:
         """``kinds`` are those of all parameters, as the spec calls them; without it nothing is checked by them."""
         self._sources = [read(each, directory, f"bpf.programs.{n}") for n, each in enumerate(sections)]
         self._check_names()
+        self._places = list(self._ordered())
         self._shared: dict[int, int] = {}
         self._tags: list[bytes] = []
         for index, source in enumerate(self._sources):
             try:
                 bpf_maps.check(source.section, source.object.maps, kinds, source.key)
-                program = self._load_one(source, values, defaults)
+                with self._maps(source, values, defaults) as maps:
+                    program = self._load_one(source, values, maps)
             except KernelError as error:
                 self.close()
                 if error.errno not in _REFUSED:
@@ -178,44 +181,74 @@ class UserPrograms:
     def _check_names(self) -> None:
         """A cgroup's programs, and a program's maps, are found again by what the kernel keeps of their names."""
         seen: set[tuple[str, str]] = set()
+        filled: dict[tuple[str, str], str] = {}
         for source in self._sources:
             hook, name = source.section.hook, source.section.program[:_KEPT]
             if hook in CGROUP_HOOKS and (hook, name) in seen:
                 hint = f"the kernel keeps {_KEPT} bytes of a name"
                 raise SpecError(f"two programs called {name} on {hook}", key=f"{source.key}.program", hint=hint)
             seen.add((hook, name))
-            for map_name in source.section.maps:
-                if other := next(
-                    (m for m in source.object.maps if m != map_name and m[:_KEPT] == map_name[:_KEPT]), ""
-                ):
+            for map_name, parameter in source.section.maps.items():
+                other = next((m for m in source.object.maps if m != map_name and m[:_KEPT] == map_name[:_KEPT]), "")
+                what = ""
+                if other:
                     what = f"maps {map_name} and {other} are one name to the kernel"
-                    raise SpecError(what, key=f"{source.key}.maps.{map_name}", hint=f"it keeps {_KEPT} bytes of them")
+                elif not source.uses(map_name):
+                    what = f"{source.section.program} does not use map {map_name}"
+                elif filled.setdefault((source.section.object, map_name), parameter) != parameter:
+                    what = f"map {map_name} is one for all programs of its file, and another parameter fills it"
+                if what:
+                    raise SpecError(what, key=f"{source.key}.maps.{map_name}")
+
+    def _ordered(self) -> Iterator[Place]:
+        """Where each program goes: those of one hook behind one another, in the spec's order."""
+        counts = {"egress": 0, "ingress": 0}
+        for index, source in enumerate(self._sources):
+            hook = source.section.hook
+            if hook in CGROUP_HOOKS:
+                yield Place(bpf_parts.CGROUP, index)
+                continue
+            first, end, direction = _ON_LINKS[hook]
+            if first + counts[hook] == end:
+                raise SpecError(f"more than {end - first} programs on {hook}", key=f"{source.key}.hook")
+            yield Place(direction, first + counts[hook])
+            counts[hook] += 1
 
     def load(self, values: Values, parameters: Parameters) -> list[Attachment]:
+        """Programs of one object file share its maps, in each slot its own; those that need no maps, all slots."""
         attachments: list[Attachment] = []
-        try:
-            for index, source in enumerate(self._sources):
-                if source.section.hook not in CGROUP_HOOKS:
-                    loaded = self._loaded(index, values, parameters)
-                    place = self._place(index)
-                    attachments.append(Attachment(place, self._name(source), loaded.program, loaded.owned))
-        except KernelError:
-            bpf_parts.close_all([attachment.program for attachment in attachments if attachment.owned])
-            raise
+        with contextlib.ExitStack() as stack:
+            made: dict[str, Mapping[str, int]] = {}
+            try:
+                for place, source, shared in zip(self._places, self._sources, self._shared_or_none(), strict=True):
+                    program = shared
+                    if program is None:
+                        file = source.section.object
+                        if file not in made:
+                            made[file] = stack.enter_context(self._maps(source, values, parameters))
+                        program = self._load_one(source, values, made[file])
+                    attachments.append(Attachment(place, self._name(source), program, shared is None))
+            except NetslotError:
+                bpf_parts.close_all([attachment.program for attachment in attachments if attachment.owned])
+                raise
         return attachments
+
+    def _shared_or_none(self) -> list[int | None]:
+        return [self._shared.get(index) for index in range(len(self._sources))]
 
     def rebind(self, values: Values, parameters: Parameters) -> list[Attachment]:
         """Nothing is replaced: the maps of the attached programs are updated, element by element."""
         with netlink.here() as sock:
             link = rtnetlink.link_index(sock, values["uplink_if"])
             found = {Place(f.hook, f.priority): f for f in tc.filters(sock, link)}
-        for index, source in enumerate(self._sources):
-            if not source.section.maps:
-                continue
-            number = self._attached_id(index, values, found)
-            if not number:
+        content = [
+            self._content(source, values, parameters) for source in self._sources
+        ]  # all, before any is changed
+        for index, (source, bound) in enumerate(zip(self._sources, content, strict=True)):
+            number = self._attached_id(index, values, found) if bound else 0
+            if bound and not number:
                 raise KernelError(f"find program {source.section.program} of the slot", errno.ENOENT)
-            for name, wanted in self._content(source, values, parameters).items():
+            for name, wanted in bound.items():
                 fd = bpf_parts.map_of(number, name)
                 try:
                     bpf_maps.update(fd, source.object.maps[name], wanted)
@@ -225,13 +258,14 @@ class UserPrograms:
 
     def tags(self, values: Values) -> dict[Place, Identity]:
         return {
-            self._place(index): Identity(self._name(source), self._tags[index])
-            for index, source in enumerate(self._sources)
-            if source.section.hook not in CGROUP_HOOKS
+            place: Identity(self._name(source), tag)
+            for place, source, tag in zip(self._places, self._sources, self._tags, strict=True)
+            if place.hook != bpf_parts.CGROUP
         }
 
     def content(self, values: Values, parameters: Parameters, found: Mapping[Place, tc.Filter]) -> list[Difference]:
         differences: list[Difference] = []
+        sharing: dict[tuple[str, str], int] = {}
         for index, source in enumerate(self._sources):
             number = self._attached_id(index, values, found)
             if not number:
@@ -244,30 +278,27 @@ class UserPrograms:
                 spec = source.object.maps[name]
                 if bpf_maps.items(number, name, spec.key_size, spec.value_size) != wanted:
                     differences.append(Difference(where, f"map {name} does not hold what was bound"))
+            for name, own in bpf_maps.ids(number).items():
+                if name[0] != "." and sharing.setdefault((source.section.object, name), own) != own:
+                    differences.append(Difference(where, f"map {name} is not that of the others of its file"))
         return differences + self._cgroup_differences(values)
 
     def close(self) -> None:
         bpf_parts.close_all(list(self._shared.values()))
         self._shared = {}
 
-    def attach_cgroup(self, values: Values, parameters: Parameters) -> None:
+    def attach_cgroup(self, values: Values, attachments: Sequence[Attachment]) -> None:
         """Attach the programs for the slot's cgroup, each in the place of its predecessor if there is one."""
-        for index, source in enumerate(self._sources):
-            hook = CGROUP_HOOKS.get(source.section.hook)
-            if hook is None:
-                continue
-            loaded = self._loaded(index, values, parameters)
-            try:
-                with cgroupfs.opened(cgroupfs.unified(values["cgroup"])) as target:
-                    previous = self._attached(target, hook, source)
-                    try:
-                        bpf.prog_attach(target, loaded.program, hook.attach_type, replace=previous)
-                    finally:
-                        if previous:
-                            os.close(previous)
-            finally:
-                if loaded.owned:
-                    os.close(loaded.program)
+        for place, _, program, *_ in attachments:
+            source = self._sources[place.priority]
+            hook = CGROUP_HOOKS[source.section.hook]
+            with cgroupfs.opened(cgroupfs.unified(values["cgroup"])) as target:
+                previous = self._attached(target, hook, source)
+                try:
+                    bpf.prog_attach(target, program, hook.attach_type, replace=previous)
+                finally:
+                    if previous:
+                        os.close(previous)
 
     def _cgroup_differences(self, values: Values) -> list[Difference]:
         differences: list[Difference] = []
@@ -305,37 +336,39 @@ class UserPrograms:
     def _name(source: _Source) -> str:
         return f"netslot/user/{source.section.program}"
 
-    def _place(self, index: int) -> Place:
-        if self._sources[index].section.hook == "egress":
-            return Place(tc.EGRESS, bpf_parts.USER_EGRESS + index)
-        return Place(tc.INGRESS, bpf_parts.USER_INGRESS + index)
-
-    def _loaded(self, index: int, values: Values, parameters: Parameters) -> _Loaded:
-        shared = self._shared.get(index)
-        if shared is not None:
-            return _Loaded(shared, False)
-        return _Loaded(self._load_one(self._sources[index], values, parameters), True)
-
-    def _load_one(self, source: _Source, values: Values, parameters: Parameters) -> int:
-        section, hook = source.section, CGROUP_HOOKS.get(source.section.hook)
+    @contextlib.contextmanager
+    def _maps(self, source: _Source, values: Values, parameters: Parameters) -> Iterator[dict[str, int]]:
+        """Fresh maps of an object file, filled as all its programs say, open while the block lasts."""
         maps: dict[str, int] = {}
         try:
-            for name, content in source.data(values).items():
-                maps[name] = bpf_parts.constant_map(name, content)
-            bound = self._content(source, values, parameters)
+            bound: dict[str, dict[bytes, bytes]] = {}
+            for other in self._sources:
+                if other.section.object == source.section.object:
+                    bound |= self._content(other, values, parameters)
             for name, spec in source.object.maps.items():
                 maps[name] = bpf_parts.create_map(spec, name)
                 if name in bound:
                     bpf_maps.update(maps[name], spec, bound[name])
+            yield maps
+        finally:
+            bpf_parts.close_all(list(maps.values()))
+
+    @staticmethod
+    def _load_one(source: _Source, values: Values, maps: Mapping[str, int]) -> int:
+        section, hook = source.section, CGROUP_HOOKS.get(source.section.hook)
+        constants: dict[str, int] = {}
+        try:
+            for name, content in source.data(values).items():
+                constants[name] = bpf_parts.constant_map(name, content)
             return bpf.prog_load(
                 hook.kind if hook else bpf.PROG_TYPE_SCHED_CLS,
-                source.program.linked(maps),
+                source.program.linked({**maps, **constants}),
                 source.object.license,
                 name=section.program,
                 attach_type=hook.attach_type if hook else 0,
             )
         finally:
-            bpf_parts.close_all(list(maps.values()))
+            bpf_parts.close_all(list(constants.values()))
 
     @staticmethod
     def _content(source: _Source, values: Values, parameters: Parameters) -> dict[str, dict[bytes, bytes]]:
@@ -355,7 +388,7 @@ class UserPrograms:
         source = self._sources[index]
         hook = CGROUP_HOOKS.get(source.section.hook)
         if hook is None:
-            attached = found.get(self._place(index))
+            attached = found.get(self._places[index])
             return attached.program if attached else 0
         try:
             with cgroupfs.opened(cgroupfs.unified(values["cgroup"])) as target:
