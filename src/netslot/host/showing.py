@@ -76,7 +76,9 @@ def _rules(plan: SlotPlan) -> dict[str, list[str]]:
         variant = plan.of.rules.backend.removeprefix("iptables-")
         families = ["iptables"] + (["ip6tables"] if plan.of.rules.ipv6 is not None else [])
         saves = {family: [f"{family}-{variant}-save", "-c"] for family in families}
-        commands = saves if plan.of.nat.kind == "rules" and plan.of.rates is None else commands | saves
+        tunnels = plan.of.routes is not None and plan.of.routes.tunnels
+        alone = plan.of.nat.kind == "rules" and plan.of.rates is None and not tunnels
+        commands = saves if alone else commands | saves
     found = {}
     for tool, command in commands.items():
         if shutil.which(command[0]) is None:

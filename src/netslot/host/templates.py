@@ -113,7 +113,7 @@ def _rules(of: ClassSpec, samples: Sequence[Values], defaults: Parameters) -> li
     """
     text, backend = _own_nft_text(of, samples[0]), of.rules.backend if of.rules else None
     finish = nat.correct_checksums if of.nat.kind == "nftables" else None
-    own = NftProgram(text, "[rates] and [nat]", finish) if text else None
+    own = NftProgram(text, "[rates], [nat] and [routes]", finish) if text else None
     dies: list[Die] = []
     if of.rules is not None and backend == "nftables" and of.rules.nft is not None:
         dies.append(_nftables(of, NftProgram(of.rules.nft.text + text, of.rules.nft.name, finish), samples, defaults))
@@ -135,7 +135,10 @@ def _own_nft_text(of: ClassSpec, values: Values) -> str:
     if of.nat.kind == "nftables":
         own = _arrivals(of)  # what goes by a tunnel is for rules to translate, which takes connection tracking
         text = nat.nft_text(ipv6="guest_address6" in values, tracked=counted or bool(own), own=own)
-    return text + (rates.nft_text(of.rates, inner="guest_if" in values) if of.rates is not None else "")
+    inner = "guest_if" in values
+    if of.routes is not None:
+        text += tunnels.nft_text(of.routes.tunnels, inner=inner)
+    return text + (rates.nft_text(of.rates, inner=inner) if of.rates is not None else "")
 
 
 def _nftables(of: ClassSpec, program: NftProgram, samples: Sequence[Values], defaults: Parameters) -> Die:

@@ -19,6 +19,8 @@ from netslot.policy.base import Difference, Values
 from netslot.spec.policies import Tunnel, WireguardPeer
 from netslot.spec.render import render
 
+TABLE = "netslot_tunnels"
+"""The nf_tables table that keeps the workload from tunnels' ports."""
 _ALIAS = "netslot tunnel"
 _FORWARD = {rt.IPV4_DEVCONF_FORWARDING: 1, rt.IPV4_DEVCONF_ACCEPT_REDIRECTS: 0}
 _LEAST_MTU = 68  # RFC 791
@@ -34,6 +36,7 @@ _CARRIERS: Mapping[str, tuple[int, ...]] = {
     "ip6tnl": (_IPIP, _IPV6),
 }
 _PORTS = {"vxlan": 4789, "geneve": 6081, "wireguard": 0}
+_UNAUTHENTICATED = frozenset(("vxlan", "geneve"))
 _MODULES = {"gre": "ip_gre", "gretap": "ip_gre", "ip6gre": "ip6_gre", "ip6gretap": "ip6_gre", "ip6tnl": "ip6_tunnel"}
 
 
@@ -58,6 +61,22 @@ def arrivals(section: Sequence[Tunnel]) -> tuple[Arrival, ...]:
         carried = [Arrival(_UDP, port)] if port else [Arrival(each) for each in _CARRIERS[tunnel.kind]]
         found |= dict.fromkeys(carried)
     return tuple(found)
+
+
+def nft_text(section: Sequence[Tunnel], *, inner: bool) -> str:
+    """The nf_tables table that keeps the workload from a tunnel's port on the slot; empty where none needs it.
+
+    VXLAN and Geneve take packets from whoever sends them to their port (vxlan_rcv()): what is inside would come out
+    of the tunnel, past all rules for what comes from the workload. The kinds without ports know their other end by
+    its address, which reverse-path filters keep the workload from; WireGuard's has a key.
+    """
+    ports = sorted({tunnel.port or _PORTS[tunnel.kind] for tunnel in section if tunnel.kind in _UNAUTHENTICATED})
+    links = ["lo", *(["${guest_if}"] if inner else [])]
+    rules = [f'\t\tiifname "{link}" udp dport {port} counter drop\n' for link in links for port in ports]
+    if not rules:
+        return ""
+    chain = f"\tchain arrive {{\n\t\ttype filter hook input priority -300;\n{''.join(rules)}\t}}\n"
+    return f"table inet {TABLE} {{\n{chain}}}\n"
 
 
 @dataclass(frozen=True, slots=True)
