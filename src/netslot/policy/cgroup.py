@@ -10,6 +10,7 @@ import errno
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from netslot.errors import KernelError, SpecError
@@ -28,6 +29,11 @@ def cast(section: CgroupSection, *, values: Values) -> CgroupDie:
     """Check a template by rendering it for one slot; HostError when the host lacks a controller that it needs."""
     die = CgroupDie(section, _controllers(section), variables_in(repr(section)))
     die.settings(values)
+    for number, limit in enumerate(section.io):
+        device = _rendered(limit.device, values)
+        if not Path("/sys/dev/block", device).exists():
+            hint = "lsblk shows which there are"
+            raise SpecError(f"this host has no block device {device}", key=f"cgroup.io.{number}.device", hint=hint)
     return die
 
 

@@ -53,7 +53,8 @@ class BpfProgram(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     constants: dict[str, str | int] = {}
     """``const volatile`` variables by name: numbers, addresses, MACs, texts with variables."""
     maps: dict[str, str] = {}
-    """Maps by name, and the parameter that fills each: CIDRs (LPM trie), ports (hash), a number (array)."""
+    """Maps by name, and the parameter that fills each: CIDRs (LPM trie), ports (hash), a number (array). A map is one
+    for all programs of its object file."""
 
 
 class BpfFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -94,7 +95,7 @@ class CgroupSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[cgroup]``: one cgroup per slot. Values may be a parameter's, as ``${name}``."""
 
     parent: str = "netslot"
-    """Cgroup that holds all slots' cgroups, below the root of each hierarchy."""
+    """Cgroup that holds all slots' cgroups, below the root of each hierarchy: ``netslot``, ``a/b``; no variables."""
     cpu: str | float | None = None
     """CPUs' worth of time: 0.5, 2."""
     cpu_weight: str | int | None = None
@@ -196,9 +197,9 @@ class Rate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[rates.egress]``, ``[rates.ingress]``: limits of one direction. A value may be a parameter's: ``${name}``."""
 
     bandwidth: Quantity | None = None
-    """Bits a second: ``10M``."""
+    """Bits a second: ``10M``; from 8k to 200G."""
     burst: Quantity | None = None
-    """Bytes that may pass at once; default: 10 ms of the bandwidth, at least 64 KiB."""
+    """Bytes that may pass at once, at least a frame; default: 10 ms of the bandwidth, at least 64 KiB."""
     packets: Quantity | None = None
     """Packets a second."""
     packet_burst: Quantity | None = None
