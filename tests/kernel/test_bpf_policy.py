@@ -360,9 +360,14 @@ struct { __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY); __uint(max_entries, 1); __type
   a_map_of_a_long_name SEC(".maps");
 struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 1); __type(key, __u32); __type(value, __u32); }
   a_map_of_a_long_name_too SEC(".maps");
+static __noinline int twice(int value) { return value * 2; }
+static __noinline int more_than(struct __sk_buff *skb, int least) { return skb->len > twice(least); }
+static __noinline int again(struct __sk_buff *skb) { return skb->mark == 1; }
 SEC("tc") int watch(struct __sk_buff *skb)
 {
     struct prefix key = {32, number};
+    if (more_than(skb, 1 << 20))
+        return 2;
     __u32 zero = 0;
     __u16 *most = bpf_map_lookup_elem(&largest, &zero);
     return bpf_map_lookup_elem(&blocked, &key) || mac[0] || (most && *most && skb->len > *most) ? 2 : -1;
@@ -370,6 +375,8 @@ SEC("tc") int watch(struct __sk_buff *skb)
 SEC("tc") int watch_back(struct __sk_buff *skb)
 {
     struct prefix key = {32, number};
+    if (again(skb))
+        return 2;
     return bpf_map_lookup_elem(&blocked, &key) ? 2 : -1;
 }
 SEC("cgroup/connect4") int connecting(struct bpf_sock_addr *ctx) { return ctx->user_port != number; }
@@ -481,6 +488,33 @@ def _blocked(link: str, hook: int) -> bpf.MapInfo:
     info = bpf.map_info(fd)
     os.close(fd)
     return info
+
+
+def test_a_program_brings_the_functions_that_it_calls_and_no_others(more: Path) -> None:
+    """The verifier refuses a function that nobody calls."""
+    source = elf.parse((more / "more.o").read_bytes(), "more.o")
+    sizes = {name: len(program.instructions) for name, program in source.programs.items()}
+    assert sizes["connecting"] < 100, "it calls none"
+    section = BpfSection(
+        programs=(BpfProgram("more.o", "watch", "egress"), BpfProgram("more.o", "watch_back", "egress"))
+    )
+    policy.cast(section, samples=[lab.VALUES], defaults={}, directory=more).close()
+
+
+def test_callbacks_are_refused(tmp_path: Path) -> None:
+    if shutil.which("clang") is None:
+        pytest.skip("NOT CHECKED: clang is not here to compile a user's program with")
+    text = """
+        #include <linux/bpf.h>
+        #include <bpf/bpf_helpers.h>
+        static long each(__u32 index, void *context) { return 0; }
+        SEC("tc") int looped(struct __sk_buff *skb) { return bpf_loop(2, each, 0, 0); }
+    """
+    (tmp_path / "loop.c").write_text(text, encoding="utf-8")
+    include = f"-I/usr/include/{os.uname().machine}-linux-gnu"
+    subprocess.run(["clang", "-O2", "-g", "-target", "bpf", include, "-c", "loop.c"], cwd=tmp_path, check=True)
+    with pytest.raises(UsageError, match=r"a function's address \(a callback\) is not supported"):
+        elf.parse((tmp_path / "loop.o").read_bytes(), "loop.o")
 
 
 def test_programs_of_one_file_share_its_maps_in_a_slot(slot: Slot, more: Path) -> None:

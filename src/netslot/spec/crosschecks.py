@@ -10,9 +10,9 @@ from collections.abc import Collection, Iterator
 from typing import Final
 
 from netslot.spec.model import UPLINK_INTERFACE, ClassSpec
-from netslot.spec.policies import BpfFilter, CgroupSection, Rate, RatesSection, RoutesSection
+from netslot.spec.policies import BpfFilter, BpfSection, CgroupSection, Rate, RatesSection, RoutesSection
 from netslot.spec.problems import Problems
-from netslot.spec.render import nearest
+from netslot.spec.render import nearest, variables_in
 
 _LOCAL_TABLE = 255
 _DEVICE = re.compile(r"[0-9]+:[0-9]+")
@@ -28,12 +28,7 @@ def check(problems: Problems, each: ClassSpec) -> None:
     for path, name, kinds in _named(each):
         noted.parameter(path, name, kinds)
     if each.bpf is not None:
-        for number, program in enumerate(each.bpf.programs):
-            if program.hook.startswith("cgroup/") and each.cgroup is None:
-                path = ("bpf", "programs", str(number), "hook")
-                noted.add(path, "slots have no cgroup to hang a program on", "add a section [cgroup]")
-        if each.bpf.filter is not None and each.bpf.filter.ports and not each.bpf.filter.allow:
-            noted.add(("bpf", "filter", "ports"), "limits what is on 'allow', and there is none", "add allow")
+        _check_bpf(noted, each, each.bpf)
     if each.cgroup is not None:
         _check_cgroup(noted, each.cgroup)
     if each.routes is not None:
@@ -86,6 +81,19 @@ class _Noted:
             self.add(path, f"there is no parameter {name!r}", hint)
         elif kinds and declared[name].kind not in kinds:
             self.add(path, f"parameter {name!r} is of type {declared[name].kind}, not {' or '.join(kinds)}")
+
+
+def _check_bpf(noted: _Noted, each: ClassSpec, section: BpfSection) -> None:
+    for number, program in enumerate(section.programs):
+        where = ("bpf", "programs", str(number))
+        for name, text in program.constants.items():
+            for parameter in sorted(variables_in(str(text)) & each.parameters.keys()):
+                message = f"a lease may change {parameter!r}, and constants are fixed when a slot is built"
+                noted.add((*where, "constants", name), message, "give the program a map, which a parameter fills")
+        if program.hook.startswith("cgroup/") and each.cgroup is None:
+            noted.add((*where, "hook"), "slots have no cgroup to hang a program on", "add a section [cgroup]")
+    if section.filter is not None and section.filter.ports and not section.filter.allow:
+        noted.add(("bpf", "filter", "ports"), "limits what is on 'allow', and there is none", "add allow")
 
 
 def _check_cgroup(noted: _Noted, section: CgroupSection) -> None:

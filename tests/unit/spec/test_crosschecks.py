@@ -31,6 +31,12 @@ WRONG = [
     (PROGRAM + 'hook = "cgroup/connect4"', 4, "bpf.programs.0.hook", "no cgroup"),
     (PROGRAM + 'hook = "xdp"', 4, "bpf.programs.0.hook", "not one of egress, ingress, cgroup/egress"),
     (PROGRAM + 'hook = "egress"\nmaps = { m = "no" }', 5, "bpf.programs.0.maps.m", "there is no parameter 'no'"),
+    (
+        PROGRAM + 'hook = "egress"\nconstants.c = "${size}"',
+        5,
+        "bpf.programs.0.constants.c",
+        "a lease may change 'size'",
+    ),
     ('[cgroup]\nparent = "../x"', 2, "cgroup.parent", "no cgroup's path below the root"),
     ('[cgroup]\nparent = ""', 2, "cgroup.parent", "no cgroup's path below the root"),
     ('[cgroup]\nparent = "/a"', 2, "cgroup.parent", "no cgroup's path below the root"),
