@@ -247,6 +247,25 @@ def test_what_a_slot_uses_is_shown_and_counted(host: tuple[Host, lab.Net]) -> No
     assert any(line.startswith('netslot_slot_cpu_seconds_total{slot="1"}') for line in lines)
 
 
+def test_what_passes_and_what_programs_drop_is_shown_and_counted(host: tuple[Host, lab.Net]) -> None:
+    made, _ = host
+    name = f"{PREFIX}1"
+    send = "echo x > /dev/udp/{}/9"
+    for address in ("198.51.100.7", "203.0.113.9", "203.0.113.9"):  # on the filter's list, and not
+        where = ["nsenter", f"--net=/run/netns/{name}-in", "bash", "-c", send.format(address)]
+        subprocess.run(where, check=True, capture_output=True)
+    plan = made.engine.plan(1, made.slot(1).class_name)
+    egress = made.show(1)["traffic"]["egress"]
+    assert (egress["passed"]["packets"], egress["dropped"]["packets"]) == (1, 2)
+    assert egress["dropped"]["bytes"] == 2 * (14 + 20 + 8 + 2)
+    line = 'netslot_slot_uplink_packets_total{slot="1",direction="egress",verdict="dropped"} 2'
+    assert line in made.engine.run(lambda _: metrics.traffic(plan)).decode().splitlines()
+    inside(1, "tc qdisc del dev up0 clsact")
+    assert "traffic" not in made.show(1)
+    assert b"uplink" not in made.engine.run(lambda _: metrics.traffic(plan))
+    made.verify(repair=True)
+
+
 def test_a_lease_binds_all_of_them_and_recycling_undoes_it(host: tuple[Host, lab.Net]) -> None:
     made, outside = host
     server = lab.Echo(outside, "198.51.100.7")

@@ -40,7 +40,7 @@ def send(net: lab.Net, link: str, count: int) -> None:
 
 def both(net: lab.Net, die: BpfDie, slot: int) -> tuple[int, int, int, int]:
     """Packets seen and passed on the way out, and on the way in."""
-    out, back = net.run(die.traffic, values(slot))
+    out, back = net.run(policy.traffic, values(slot))
     assert out.bytes == out.packets * len(FRAME)
     assert back.passed_bytes == back.passed_packets * len(FRAME)
     return out.packets, out.passed_packets, back.packets, back.passed_packets
@@ -83,7 +83,7 @@ def test_a_slot_outlives_the_die_and_moves_to_another(die: BpfDie) -> None:
         assert both(net, die, 1) == (4, 4, 0, 0), "another process reads what is attached"
         assert net.run(die.read, values(1), {}) == []
         net.run(die.reset, values(1))
-        assert net.run(die.traffic, values(1)) == (Traffic(0, 0, 0, 0), Traffic(0, 0, 0, 0))
+        assert net.run(policy.traffic, values(1)) == (Traffic(0, 0, 0, 0), Traffic(0, 0, 0, 0))
 
 
 def test_read_finds_a_counter_that_counts_elsewhere(die: BpfDie) -> None:

@@ -100,10 +100,10 @@ def test_filter_counts_and_changes_in_force_at_once(slot: Slot) -> None:
     ]
     middle.run(die.bind, lab.VALUES, denied)
     assert not lab.connects(guest, lab.OUTSIDE4)
-    out, _ = middle.run(die.traffic, lab.VALUES)
+    out, _ = middle.run(policy.traffic, lab.VALUES)
     assert out.packets > out.passed_packets > 0
     middle.run(die.reset, lab.VALUES)
-    out, back = middle.run(die.traffic, lab.VALUES)
+    out, back = middle.run(policy.traffic, lab.VALUES)
     assert (out.packets, back.packets) == (0, 0)
     assert middle.run(die.read, lab.VALUES, {}) == []
     server.close()
@@ -343,6 +343,245 @@ def test_what_is_wrong_with_a_program_is_said(user_object: Path) -> None:
     broken = elf.parse((user_object / "user.o").read_bytes(), "user.o").programs["big"].instructions[8:]
     with pytest.raises(KernelError, match=r"bpf prog_load broken: .*R1 type=scalar expected=map_ptr"):
         bpf.prog_load(bpf.PROG_TYPE_SCHED_CLS, broken, "GPL", name="broken")
+
+
+MORE = """
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+char gpl[] SEC("license") = "GPL";
+const volatile __u32 number;
+const volatile __u8 mac[6];
+struct prefix { __u32 length; __u32 address; };
+struct { __uint(type, BPF_MAP_TYPE_LPM_TRIE); __uint(max_entries, 3); __uint(map_flags, BPF_F_NO_PREALLOC);
+  __type(key, struct prefix); __type(value, __u32); } blocked SEC(".maps");
+struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 2); __type(key, __u32); __type(value, __u16); }
+  largest SEC(".maps");
+struct { __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY); __uint(max_entries, 1); __type(key, __u32); __type(value, __u32); }
+  a_map_of_a_long_name SEC(".maps");
+struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 1); __type(key, __u32); __type(value, __u32); }
+  a_map_of_a_long_name_too SEC(".maps");
+static __noinline int twice(int value) { return value * 2; }
+static __noinline int more_than(struct __sk_buff *skb, int least) { return skb->len > twice(least); }
+static __noinline int again(struct __sk_buff *skb) { return skb->mark == 1; }
+SEC("tc") int watch(struct __sk_buff *skb)
+{
+    struct prefix key = {32, number};
+    if (more_than(skb, 1 << 20))
+        return 2;
+    __u32 zero = 0;
+    __u16 *most = bpf_map_lookup_elem(&largest, &zero);
+    return bpf_map_lookup_elem(&blocked, &key) || mac[0] || (most && *most && skb->len > *most) ? 2 : -1;
+}
+SEC("tc") int watch_back(struct __sk_buff *skb)
+{
+    struct prefix key = {32, number};
+    if (again(skb))
+        return 2;
+    return bpf_map_lookup_elem(&blocked, &key) ? 2 : -1;
+}
+SEC("cgroup/connect4") int connecting(struct bpf_sock_addr *ctx) { return ctx->user_port != number; }
+SEC("anything") int reads_too_far(struct __sk_buff *skb) { return *(__u32 *)((void *)skb + 1000); }
+"""
+KINDS = {"deny": "cidrs", "pub": "ports", "size": "int", "word": "text"}
+
+
+@pytest.fixture(scope="module")
+def more(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("clang") is None:
+        pytest.skip("NOT CHECKED: clang is not here to compile a user's program with")
+    directory = tmp_path_factory.mktemp("more")
+    (directory / "more.c").write_text(MORE, encoding="utf-8")
+    include = f"-I/usr/include/{os.uname().machine}-linux-gnu"
+    command = ["clang", "-O2", "-g", "-target", "bpf", include, "-c", "more.c", "-o", "more.o"]
+    subprocess.run(command, cwd=directory, check=True)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("more_of_it", "key", "message"),
+    [
+        ({"program": "wacth"}, "program", "has no program wacth"),
+        ({"constants": {"numbre": 1}}, "constants", "has no constant numbre"),
+        ({"constants": {"number": 1 << 32}}, "constants.number", "does not fit 4 bytes"),
+        ({"constants": {"number": "hello"}}, "constants.number", "'hello' does not fit 4 bytes"),
+        ({"constants": {"number": "${address6}"}}, "constants.number", "is 16 bytes wide, not 4"),
+        ({"constants": {"mac": "zz:00:00:00:00:00"}}, "constants.mac", "does not fit 6 bytes"),
+        ({"constants": {"mac": "192.0.2.1"}}, "constants.mac", "is 4 bytes wide, not 6"),
+        ({"maps": {"blokced": "deny"}}, "maps", "has no map blokced"),
+        ({"maps": {"blocked": "size"}}, "maps.blocked", "an LPM trie: cidrs fills it, not int"),
+        ({"maps": {"largest": "word"}}, "maps.largest", "an array: int or rate or mark fills it, not text"),
+        ({"maps": {"largest": "pub"}}, "maps.largest", "an array: int or rate or mark fills it, not ports"),
+        ({"maps": {"a_map_of_a_long_name": "size"}}, "maps.a_map_of_a_long_name", "one name to the kernel"),
+        ({"program": "connecting"}, "hook", r"written for another hook: SEC\("),
+        (
+            {"program": "reads_too_far"},
+            "hook",
+            "the kernel refuses reads_too_far of more.o for this hook: .*invalid bpf_context access",
+        ),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_a_program_is_said_with_its_place(
+    more: Path, more_of_it: dict[str, object], key: str, message: str
+) -> None:
+    entry = {"object": "more.o", "program": "watch", "hook": "egress", **more_of_it}
+    section = BpfSection(counters=True, programs=(BpfProgram(**entry),))  # type: ignore[arg-type]
+    values = lab.VALUES | {"size": "9", "word": "blue"}
+    with pytest.raises(SpecError, match=message) as caught:
+        policy.cast(section, samples=[values], defaults={"deny": [], "pub": []}, kinds=KINDS, directory=more)
+    assert caught.value.key == f"bpf.programs.0.{key}"
+
+
+def test_values_of_a_lease_that_do_not_fit_a_map_change_nothing(slot: Slot, more: Path) -> None:
+    """And a full map is emptied of what goes before it is filled with what comes."""
+    _, middle, _ = slot
+    program = BpfProgram("more.o", "watch", "egress", maps={"blocked": "deny", "largest": "size"})
+    values = lab.VALUES | {"size": "1500"}
+    old = {"deny": ["192.0.2.0/24", "198.51.100.0/24"]}
+    die = policy.cast(
+        BpfSection(programs=(program,)), samples=[values], defaults={"deny": []}, kinds=KINDS, directory=more
+    )
+    middle.run(die.stamp, values)
+    middle.run(die.bind, values, old)
+    with pytest.raises(
+        SpecError, match="parameter deny does not fit map blocked: 4 entries, and there is room for 3"
+    ):
+        middle.run(die.bind, values, {"deny": [f"10.{n}.0.0/16" for n in range(4)]})
+    with pytest.raises(SpecError, match="parameter size does not fit map largest: 70000 does not fit 2 bytes"):
+        middle.run(die.bind, values | {"size": "70000"}, old)
+    assert middle.run(die.read, values, old) == []
+    new = {"deny": ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"]}
+    middle.run(die.bind, values | {"size": "0x10"}, new)
+    assert middle.run(die.read, values | {"size": "16"}, new) == []
+    die.close()
+
+
+def test_the_same_program_with_other_constants_is_another_one(slot: Slot, more: Path) -> None:
+    """The kernel's digest of a program leaves its constants out."""
+    _, middle, _ = slot
+    die, other = (
+        policy.cast(
+            BpfSection(programs=(BpfProgram("more.o", "watch", "egress", constants={"number": number}),)),
+            samples=[lab.VALUES],
+            defaults={},
+            directory=more,
+        )
+        for number in (1, 2)
+    )
+    middle.run(die.stamp, lab.VALUES)
+    assert middle.run(die.read, lab.VALUES, {}) == []
+    middle.run(other.reset, lab.VALUES)
+    assert [str(each) for each in middle.run(die.read, lab.VALUES, {})] == [
+        "bpf watch: works with other constants than the slot's"
+    ]
+    middle.run(die.reset, lab.VALUES)
+    assert middle.run(die.read, lab.VALUES, {}) == []
+    die.close()
+    other.close()
+
+
+def _blocked(link: str, hook: int) -> bpf.MapInfo:
+    """The map ``blocked`` of the first user's program on a hook of a link, in the calling thread's namespace."""
+    with netlink.here() as sock:
+        found = {f.hook: f.program for f in tc.filters(sock, socket.if_nametoindex(link)) if "user" in f.name}
+    fd = bpf_parts.map_of(found[hook], "blocked")
+    info = bpf.map_info(fd)
+    os.close(fd)
+    return info
+
+
+def test_a_program_brings_the_functions_that_it_calls_and_no_others(more: Path) -> None:
+    """The verifier refuses a function that nobody calls."""
+    source = elf.parse((more / "more.o").read_bytes(), "more.o")
+    sizes = {name: len(program.instructions) for name, program in source.programs.items()}
+    assert sizes["connecting"] < 100, "it calls none"
+    section = BpfSection(
+        programs=(BpfProgram("more.o", "watch", "egress"), BpfProgram("more.o", "watch_back", "egress"))
+    )
+    policy.cast(section, samples=[lab.VALUES], defaults={}, directory=more).close()
+
+
+def test_callbacks_are_refused(tmp_path: Path) -> None:
+    if shutil.which("clang") is None:
+        pytest.skip("NOT CHECKED: clang is not here to compile a user's program with")
+    text = """
+        #include <linux/bpf.h>
+        #include <bpf/bpf_helpers.h>
+        static long each(__u32 index, void *context) { return 0; }
+        SEC("tc") int looped(struct __sk_buff *skb) { return bpf_loop(2, each, 0, 0); }
+    """
+    (tmp_path / "loop.c").write_text(text, encoding="utf-8")
+    include = f"-I/usr/include/{os.uname().machine}-linux-gnu"
+    subprocess.run(["clang", "-O2", "-g", "-target", "bpf", include, "-c", "loop.c"], cwd=tmp_path, check=True)
+    with pytest.raises(UsageError, match=r"a function's address \(a callback\) is not supported"):
+        elf.parse((tmp_path / "loop.o").read_bytes(), "loop.o")
+
+
+def test_programs_of_one_file_share_its_maps_in_a_slot(slot: Slot, more: Path) -> None:
+    _, middle, _ = slot
+    entries = (
+        BpfProgram("more.o", "watch", "egress", maps={"blocked": "deny"}),
+        BpfProgram("more.o", "watch_back", "ingress"),
+    )
+    section = BpfSection(programs=entries)
+    die, other = (
+        policy.cast(section, samples=[lab.VALUES], defaults={"deny": []}, kinds=KINDS, directory=more)
+        for _ in range(2)
+    )
+    middle.run(die.stamp, lab.VALUES)
+    shared = {middle.run(_blocked, "up0", hook) for hook in (tc.EGRESS, tc.INGRESS)}
+    assert len(shared) == 1, "one map"
+    loaded = other._user.load(lab.VALUES, {"deny": []})  # type: ignore[union-attr]
+    back = loaded[1]
+
+    def replace() -> None:
+        with netlink.here() as sock:
+            index = socket.if_nametoindex("up0")
+            sock.execute([tc.set_filter(index, back.place.hook, back.place.priority, back.program, back.name)])
+
+    middle.run(replace)
+    bpf_parts.close_all([each.program for each in loaded])
+    assert [str(each) for each in middle.run(die.read, lab.VALUES, {"deny": []})] == [
+        "bpf watch_back: map blocked is not that of the others of its file"
+    ]
+    middle.run(die.reset, lab.VALUES)
+    assert middle.run(die.read, lab.VALUES, {"deny": []}) == []
+    other.close()
+    die.close()
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([BpfProgram("more.o", "watch", "egress")] * 11, "bpf.programs.10.hook: more than 10 programs on egress"),
+        ([BpfProgram("more.o", "connecting", "cgroup/connect4")] * 2, "bpf.programs.1.program: two programs called"),
+        (
+            [BpfProgram("more.o", name, "egress", maps={"blocked": name}) for name in ("watch", "watch_back")],
+            "bpf.programs.1.maps.blocked: map blocked is one for all programs of its file",
+        ),
+        (
+            [BpfProgram("more.o", "watch_back", "egress", maps={"largest": "size"})],
+            "bpf.programs.0.maps.largest: watch_back does not use map largest",
+        ),
+    ],
+    ids=["too many", "twice on a cgroup", "two parameters", "unused"],
+)
+def test_programs_that_cannot_be_together_are_refused(more: Path, entries: list[BpfProgram], message: str) -> None:
+    """The eleventh had the place of the NAT: either of the two was gone."""
+    with pytest.raises(SpecError, match=message):
+        policy.cast(BpfSection(programs=tuple(entries)), samples=[lab.VALUES], defaults={}, directory=more)
+
+
+def test_ten_programs_on_a_link_leave_the_nat_its_place(slot: Slot, more: Path) -> None:
+    root, middle, guest = slot
+    entries = (BpfProgram("more.o", "watch", "ingress"), *[BpfProgram("more.o", "watch", "egress")] * 10)
+    die = policy.cast(BpfSection(programs=entries), nat=True, samples=[lab.VALUES], defaults={}, directory=more)
+    middle.run(die.stamp, lab.VALUES)
+    assert middle.run(die.read, lab.VALUES, {}) == []
+    server = lab.Echo(root, lab.OUTSIDE4)
+    assert lab.connects(guest, lab.OUTSIDE4)
+    server.close()
+    die.close()
 
 
 def test_a_slot_beyond_what_a_program_can_be_told_is_refused(slot: Slot) -> None:

@@ -139,6 +139,8 @@ def test_slowing_above_an_amount_of_memory_needs_version_2() -> None:
         (CgroupSection(cpu_weight=0), "no weight"),
         (CgroupSection(memory="64Q"), "no quantity"),
         (CgroupSection(pids="${mots}"), "no variable"),
+        (CgroupSection(pids=1 << 23), "no number of processes up to 4194304"),
+        (CgroupSection(cpu="inf"), "no number of CPUs"),
     ],
 )
 def test_what_makes_no_sense_is_refused(section: CgroupSection, message: str) -> None:

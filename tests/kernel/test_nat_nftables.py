@@ -11,7 +11,8 @@ import pytest
 
 import lab
 import packets as p
-from netslot.policy import nat
+from netslot.policy import nat, nftables
+from netslot.policy.tunnels import Arrival
 
 
 def test_connections_both_ways_and_families_without_tracking() -> None:
@@ -194,3 +195,44 @@ def test_fragments_of_ipv6_arrive() -> None:
         assert sender.recv(5000) == b"y" * 4000
         sender.close()
         server.close()
+
+
+@pytest.mark.parametrize("tracked", [False, True], ids=["untracked", "tracked"])
+@pytest.mark.parametrize("version", [4, 6])
+def test_the_packets_of_the_slots_tunnels_stay_the_slots(version: int, tracked: bool) -> None:
+    """And the errors about those; another port is the guest's."""
+    die = nftables.cast(
+        nat.nft_text(ipv6=True, tracked=tracked, own=[Arrival(p.UDP, 4789), Arrival(47)]),
+        samples=[lab.VALUES],
+        finish=nat.correct_checksums,
+    )
+    source, target = (lab.ROOT4, lab.SLOT4) if version == 4 else (lab.ROOT6, lab.SLOT6)
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    inner = p.udp(target, source, 5, 4789, bytes(40))
+    if version == 4:
+        quoted = p.ipv4(target, source, p.UDP, inner)
+        error = p.ipv4(source, target, p.ICMP, p.icmp(3, 4, struct.pack(">HH", 0, 1400), quoted))
+    else:
+        quoted = p.ipv6(target, source, p.UDP, inner)
+        error = p.ipv6(source, target, p.ICMPV6, p.icmp6(source, target, 2, 0, struct.pack(">I", 1280), quoted))
+    with lab.slot() as (root, middle, guest):
+        middle.run(die.stamp, lab.VALUES)
+        sender = root.socket(socket.SOCK_DGRAM, family)
+        end = middle.socket(socket.SOCK_DGRAM, family)
+        end.bind(("0.0.0.0" if version == 4 else "::", 4789))
+        end.settimeout(2)
+        inside, wire = lab.Wire(guest, "eth0"), lab.Wire(root, "slot1")
+        sender.sendto(b"frame", (target, 4789))
+        assert end.recv(100) == b"frame"
+        kind = p.ETH_P_IP if version == 4 else p.ETH_P_IPV6
+        wire.send(p.ethernet(lab.MACS["up0"], lab.MACS["slot1"], kind, error))
+        sender.sendto(b"the guest's", (target, 4790))
+        frames = []
+        while (frame := inside.received(lambda f: f[12:14] == struct.pack(">H", kind), 1)) is not None:
+            frames.append(frame)
+            if frame.endswith(b"the guest's"):
+                break
+        assert any(frame.endswith(b"the guest's") for frame in frames)
+        assert not any(bytes(40) in frame for frame in frames), "an error about a tunnel's packet is not the guest's"
+        for sock in (sender, end, inside, wire):
+            sock.close()

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 import pytest
 
 import packets as p
+from netslot.errors import SpecError
 from netslot.kernel import bpf, tc
 from netslot.policy.bpf_parts import Nat, Place
+from netslot.policy.tunnels import Arrival
 
 GUEST, SLOT, PEER = "172.16.0.2", "10.201.0.9", "198.51.100.7"
 GUEST6, SLOT6, PEER6 = "fd00:16::2", "fd5c:a7e:10:9::1", "2001:db8::7"
@@ -231,3 +233,49 @@ def test_routing_headers_and_endless_extension_headers_are_dropped(nat: Nat) -> 
     assert run(nat, tc.EGRESS, p.ipv6(GUEST6, PEER6, p.ROUTING, routing + datagram))[0] == SHOT
     options = b"".join(struct.pack(">BB", p.HOPOPTS, 0) + b"\1\4\0\0\0\0" for _ in range(9))
     assert run(nat, tc.EGRESS, p.ipv6(GUEST6, PEER6, p.HOPOPTS, options + datagram))[0] == SHOT
+
+
+VXLAN = 4789
+TUNNELS = [(p.UDP, VXLAN), (47, 0), (p.UDP, 51820)]
+
+
+def about(source: str, destination: str, protocol: int, payload: bytes) -> bytes:
+    """An error that quotes a packet which its receiver has sent."""
+    quoted = ip(destination, source, protocol, payload)
+    if ":" in source:
+        message = p.icmp6(source, destination, 2, 0, struct.pack(">I", 1280), quoted)
+        return p.ipv6(source, destination, p.ICMPV6, message)
+    return p.ipv4(source, destination, p.ICMP, p.icmp(3, 4, struct.pack(">HH", 0, 1400), quoted))
+
+
+@pytest.mark.parametrize(("guest", "slot", "peer"), [(GUEST, SLOT, PEER), (GUEST6, SLOT6, PEER6)])
+def test_the_packets_of_the_slots_tunnels_stay_the_slots(guest: str, slot: str, peer: str) -> None:
+    """And the errors about those; all else is the guest's as ever, other ports and protocols included."""
+    nat = Nat([VALUES], [Arrival(*each) for each in TUNNELS])
+    own = [
+        ip(peer, slot, p.UDP, p.udp(peer, slot, 50000, VXLAN, b"frame")),
+        ip(peer, slot, 47, b"\0\0\x08\0some gre"),
+        about(peer, slot, p.UDP, p.udp(slot, peer, 50000, VXLAN, b"frame")),
+        about(peer, slot, p.UDP, p.udp(slot, peer, 51820, 40000, b"wireguard")),
+        about(peer, slot, 47, b"\0\0\x08\0some gre"),
+    ]
+    for packet in own:
+        assert run(nat, tc.INGRESS, packet) == (UNSPEC, packet)
+    others = [
+        ip(peer, slot, p.UDP, p.udp(peer, slot, VXLAN, 50000, b"a guest that asks such a port")),
+        ip(peer, slot, p.TCP, p.tcp(peer, slot, 1, VXLAN)),
+        about(peer, slot, p.UDP, p.udp(slot, peer, 1, 53, b"question")),
+    ]
+    for packet in others:
+        verdict, out = run(nat, tc.INGRESS, packet)
+        assert (verdict, p.parse(out).destination, p.parse(out).sound) == (UNSPEC, guest, True)
+    nat.close()
+    plain = Nat([VALUES])
+    for packet in own:
+        assert p.parse(run(plain, tc.INGRESS, packet)[1]).destination == guest, "without tunnels, all is the guest's"
+    plain.close()
+
+
+def test_more_tunnels_than_a_program_can_be_told_of_are_refused() -> None:
+    with pytest.raises(SpecError, match="tunnels of 9 kinds and ports are more than 8"):
+        Nat([VALUES], [Arrival(p.UDP, port) for port in range(1, 10)])

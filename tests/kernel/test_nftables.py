@@ -613,6 +613,22 @@ def test_a_set_that_cannot_take_the_list_is_refused(declared: str, kind: str) ->
         nftables.cast(text, samples=[{}], lists={"allow": kind})
 
 
+def test_a_list_that_only_other_sections_use_needs_no_set(worker: netns.Worker) -> None:
+    """Of a BPF filter, say; one that has a set is filled as ever."""
+    text = "table inet t {\n set deny {\n  type ipv4_addr; flags interval;\n }\n}\n"
+    lists = {"allow": "cidrs", "deny": "cidrs"}
+    die = nftables.cast(text, samples=[{}], lists=lists, optional=["allow", "deny"])
+
+    def bound() -> str:
+        die.stamp({})
+        die.bind({}, {"allow": ["2001:db8::/32"], "deny": ["192.0.2.0/24"]})
+        return nft("list", "ruleset")
+
+    text = in_fresh(worker, bound)
+    assert "192.0.2.0/24" in text
+    assert "2001" not in text
+
+
 def test_the_kernels_refusal_names_the_object(worker: netns.Worker, small: NftablesDie) -> None:
     def act() -> None:
         small.stamp(SLOT)

@@ -146,3 +146,30 @@ def test_a_wrong_rate_is_refused() -> None:
         rates.cast(RatesSection(egress=Rate(bandwidth="10X")), values=VALUES)
     with pytest.raises(SpecError, match=r"rates.connections: 'many' is no quantity"):
         rates.cast(RatesSection(connections="many"), values=VALUES)
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        (RatesSection(egress=Rate(bandwidth=0)), "egress.bandwidth: 0 is not from 8000"),
+        (RatesSection(egress=Rate(bandwidth="999999T")), "egress.bandwidth: 999999000000000000 is not from 8000"),
+        (RatesSection(ingress=Rate(bandwidth="10M", burst=100)), "ingress.burst: 100 is not from 1514"),
+        (RatesSection(egress=Rate(bandwidth="8k", burst="1M")), "egress.burst: 1000000 bytes are too many for 8000"),
+        (RatesSection(egress=Rate(packets=0)), "egress.packets: 0 is not from 1"),
+        (RatesSection(egress=Rate(packets=9, packet_burst=0)), "egress.packet_burst: 0 is not from 1"),
+        (RatesSection(new_connections=0), "new_connections: 0 is not from 1"),
+        (RatesSection(connections="99G"), "connections: 99000000000 is not from 0 to 4294967295"),
+    ],
+)
+def test_what_the_kernel_cannot_count_is_refused(section: RatesSection, key: str) -> None:
+    """A lease may bring the same: of a bucket of 65,536 s the kernel made one of 115 bytes, which verify named."""
+    with pytest.raises(SpecError, match=f"rates.{key}"):
+        rates.cast(section, values=VALUES)
+
+
+@pytest.mark.parametrize("bits", [8_000, 200_000_000_000])
+def test_the_slowest_and_the_fastest_rate_are_held_as_told(slot: Slot, bits: int) -> None:
+    _, middle, _ = slot
+    die = rates.cast(RatesSection(egress=Rate(bandwidth=bits), ingress=Rate(bandwidth=bits)), values=VALUES)
+    middle.run(die.stamp, VALUES)
+    assert middle.run(die.read, VALUES, {}) == []

@@ -136,8 +136,25 @@ def test_a_tunnel_for_one_tenant_only(slot: Slot) -> None:
         (RoutesSection(routes=(Route("10.0.0.0/8", via="fe80::1"),)), "no gateway of 10.0.0.0/8's family"),
         (RoutesSection(rules=(RouteRule(priority=1),)), "names a table"),
         (RoutesSection(rules=(RouteRule(priority=1, table=9, source="::/0", destination="10.0.0.0/8"),)), "families"),
+        (RoutesSection(rules=(RouteRule(priority=1, table=9, source="10.0.0.0/8", family=6),)), "family is 6"),
+        (RoutesSection(rules=(RouteRule(priority=1, table=9, input="a" * 16),)), "too long"),
+        (RoutesSection(rules=(RouteRule(priority=1, table=9, protocol="tcp", ports="https"),)), "no port or range"),
+        (RoutesSection(rules=(RouteRule(priority=1, table=9, protocol="tcp", ports="70000"),)), "no port or range"),
+        (RoutesSection(rules=(RouteRule(priority=1, table=9, protocol="tcp", ports="9-8"),)), "no port or range"),
+        (RoutesSection(rules=(RouteRule(priority=1, table=9), RouteRule(priority=1, table=8))), "have priority 1"),
+        (
+            RoutesSection(routes=(Route("10.0.0.0/8", source="fd00::1"),)),
+            "source fd00::1 is not of 10.0.0.0/8's family",
+        ),
+        (
+            RoutesSection(routes=(Route("10.0.0.0/8"), Route("10.0.0.0/8", kind="prohibit"))),
+            "two routes to 10.0.0.0/8",
+        ),
+        (RoutesSection(tunnels=(Tunnel("a", remote="10.0.0.1", id=1 << 24),)), "id 16777216 is beyond 16777215"),
+        (RoutesSection(tunnels=(Tunnel("a", remote="10.0.0.1", mtu=10),)), "mtu 10 is below 68"),
     ],
 )
 def test_what_makes_no_sense_is_refused(section: RoutesSection, message: str) -> None:
-    with pytest.raises(SpecError, match=message):
+    with pytest.raises(SpecError, match=message) as caught:
         policy.cast(section, values=lab.VALUES, defaults={})
+    assert str(caught.value.key).startswith("routes.")

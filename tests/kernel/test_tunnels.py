@@ -6,20 +6,24 @@ import base64
 import errno
 import re
 import socket
+import struct
 import subprocess
 from collections.abc import Iterator
 from functools import partial
 from ipaddress import ip_network
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import hostlab
 import lab
+import packets as p
 from netslot.errors import HostError, SpecError
 from netslot.host.host import Host
 from netslot.kernel import netlink, wireguard
 from netslot.kernel import rtnetlink as rt
+from netslot.policy import nftables, tunnels
 from netslot.policy import routes as policy
 from netslot.policy.routes import RoutesDie
 from netslot.spec.policies import Route, RouteRule, RoutesSection, Tunnel, WireguardPeer
@@ -47,6 +51,7 @@ CARRIES = {"ipip": (4,), "sit": (6,)}
 PAIRS = [(kind, over) for kind, versions in OVER.items() for over in versions]
 ENDS = {4: ("${address}", "${root_address}"), 6: ("${address6}", "${root_address6}")}
 INNER = {4: ("10.99.0.2/30", "10.99.0.1", "10.99.0.1/30"), 6: ("fd99::2/64", "fd99::1", "fd99::1/64")}
+EVIL = "02:00:00:00:00:66"
 OUTSIDE = {4: lab.OUTSIDE4, 6: lab.OUTSIDE6}
 GUEST = {4: lab.GUEST4, 6: lab.GUEST6}
 
@@ -367,6 +372,8 @@ nft = "slot.nft"
 [root]
 backend = "nftables"
 masquerade = false
+[nat]
+kind = "{nat}"
 [parameters.far]
 type = "address"
 default = "192.0.2.2"
@@ -393,14 +400,23 @@ HOST_RULES = """table ip slot {
     chain nat { type nat hook postrouting priority 100; oifname { "${uplink_if}", "vpn0" } masquerade; }
 }
 """
+HOST_RULES_BESIDE = """table ip slot {
+    chain nat { type nat hook postrouting priority 100; oifname vpn0 masquerade; }
+}
+"""
+"""Beside a NAT of netslot's own, which translates what leaves by the uplink."""
+HOSTS = [("vxlan", "rules"), ("ipip", "rules"), ("gre", "rules")]
+HOSTS += [(kind, nat) for nat in ("bpf", "nftables") for kind in ("vxlan", "gre")]
 
 
 @pytest.fixture
 def host(request: pytest.FixtureRequest) -> Iterator[tuple[hostlab.PlayedHost, Host]]:
-    kind = request.param
+    kind, nat = request.param
     with hostlab.played() as where:
-        where.spec.write_text(HOST_SPEC.format(prefix=where.prefix, kind=kind, ipv6=""), encoding="utf-8")
-        Path(where.spec.parent, "slot.nft").write_text(HOST_RULES, encoding="utf-8")
+        ipv6 = "" if nat == "rules" else 'pool6 = "2001:db8:77::/48"'
+        spec = HOST_SPEC.format(prefix=where.prefix, kind=kind, nat=nat, ipv6=ipv6)
+        where.spec.write_text(spec, encoding="utf-8")
+        Path(where.spec.parent, "slot.nft").write_text(HOST_RULES if nat == "rules" else HOST_RULES_BESIDE, "utf-8")
         with where.host() as made:
             try:
                 made.up(where.spec)
@@ -409,7 +425,7 @@ def host(request: pytest.FixtureRequest) -> Iterator[tuple[hostlab.PlayedHost, H
             yield where, made
 
 
-@pytest.mark.parametrize("host", ["vxlan", "ipip", "gre"], indirect=True, ids=str)
+@pytest.mark.parametrize("host", HOSTS, indirect=True, ids=" beside ".join)
 def test_a_host_whose_slots_have_tunnels(host: tuple[hostlab.PlayedHost, Host]) -> None:
     """Built, used from inside the container, verified, changed, repaired, sent elsewhere by a parameter, recycled."""
     where, made = host
@@ -455,3 +471,50 @@ def test_a_host_whose_slots_have_tunnels(host: tuple[hostlab.PlayedHost, Host]) 
 def _inside(netns: str, command: str) -> str:
     where = ["nsenter", f"--net=/run/netns/{netns}", "sh", "-c", command]
     return subprocess.run(where, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("over", [4, 6])
+def test_nobody_inside_writes_what_comes_out_of_a_tunnel(slot: Slot, over: int) -> None:
+    """VXLAN asks nobody who he is: from the workload, and from a process in the slot; without the table it works."""
+    root, middle, guest = slot
+    die = cast("vxlan", over)
+    guard = nftables.cast(tunnels.nft_text(die.section.tunnels, inner=True), samples=[lab.VALUES])
+    middle.run(die.stamp, lab.VALUES)
+    far_end(root, "vxlan", over)
+    inner = p.ipv4("10.99.0.1", "10.99.0.2", p.UDP, p.udp("10.99.0.1", "10.99.0.2", 1, 2, b"forged"))
+    packet = struct.pack(">II", 0x08000000, 77 << 8) + p.ethernet("ff:ff:ff:ff:ff:ff", EVIL, p.ETH_P_IP, inner)
+    family, target = (socket.AF_INET, lab.SLOT4) if over == 4 else (socket.AF_INET6, lab.SLOT6)
+
+    wire = lab.Wire(middle, "vpn0")
+
+    def comes_out(sender: lab.Net) -> bool:
+        with sender.socket(socket.SOCK_DGRAM, family) as sock:
+            sock.sendto(packet, (target, 4789))
+        return wire.received(lambda frame: frame.endswith(b"forged"), 0.5) is not None
+
+    assert comes_out(guest)
+    assert comes_out(middle)
+    middle.run(guard.stamp, lab.VALUES)
+    assert not comes_out(guest)
+    assert not comes_out(middle)
+    assert comes_out(root), "the other end's still do"
+    wire.close()
+
+
+def test_what_tunnels_need_no_guard() -> None:
+    assert tunnels.nft_text([Tunnel("a", kind="gre"), Tunnel("b", kind="wireguard")], inner=True) == ""
+    text = tunnels.nft_text([Tunnel("a"), Tunnel("b", id=2), Tunnel("c", kind="geneve")], inner=False)
+    assert text.count("udp dport 4789") == text.count("udp dport 6081") == 1
+    assert "guest_if" not in text
+
+
+def test_wireguard_beside_a_nat_needs_a_port() -> None:
+    wireguard_tunnel = Tunnel("wg0", kind="wireguard", private_key=KEYS["a"])
+    with pytest.raises(SpecError, match="WireGuard needs a port"):
+        tunnels.arrivals([wireguard_tunnel])
+    assert tunnels.arrivals([msgspec.structs.replace(wireguard_tunnel, port=51820)]) == ((17, 51820),)
+    assert tunnels.arrivals([Tunnel("a"), Tunnel("b", id=2), Tunnel("c", kind="ip6tnl")]) == (
+        (17, 4789),
+        (4, 0),
+        (41, 0),
+    )

@@ -4,7 +4,7 @@
  * egress:  a forwarded packet must come from the guest; its source becomes the slot's address.
  *          What the slot's own kernel sends passes with its own source only.
  * ingress: the slot's address becomes the guest's. A packet addressed to the guest directly is dropped:
- *          only the slot's address is valid outside.
+ *          only the slot's address is valid outside. What belongs to a tunnel of the slot's own stays the slot's.
  * ICMP errors quote the packet they are about, in the other direction, so the quoted header is translated too.
  * The guest's address is the same in every slot. The slot's follows from its number, which is the filter's
  * class id: the one value that an attachment can give to a program that all attachments share.
@@ -23,6 +23,11 @@ const volatile __u64 base6_upper;
 const volatile __u64 base6_lower;
 const volatile __u64 step6_upper;
 const volatile __u64 step6_lower;
+
+/* What comes to the slot itself and not to the guest, the packets of its tunnels: protocol << 16 | UDP port, where
+ * port 0 is the whole protocol. The first 0 ends the list. */
+#define OWN 8
+const volatile __u32 own[OWN];
 
 /* One translation: the address `from` becomes `to`; `diff` is what that does to a checksum over them. */
 struct change {
@@ -76,12 +81,32 @@ static __always_inline int fix_quoted_transport(struct __sk_buff *skb, const str
 	return bpf_l4_csum_replace(skb, icmp_checksum, before, after, sizeof(after));
 }
 
+/* Whether a packet is the slot's own, or of a `quoted` one, which the slot sent, whether it was. */
+static __always_inline int is_own(struct __sk_buff *skb, const struct transport *t, int quoted)
+{
+	__u16 ports[2] = {};
+
+	/* Fails for a header that is cut off, which then has no ports. */
+	if (own[0] && t->protocol == PROTO_UDP && t->fragment != 2)
+		bpf_skb_load_bytes(skb, t->offset, ports, sizeof(ports));
+	for (int i = 0; i < OWN && own[i]; i++) {
+		__u16 port = bpf_htons(own[i] & 0xffff);
+
+		if (own[i] >> 16 != t->protocol)
+			continue;
+		if (!port || ports[1] == port || (quoted && ports[0] == port))
+			return 1;
+	}
+	return 0;
+}
+
 static __always_inline int is_error4(__u8 type)
 {
 	return type == 3 || type == 4 || type == 5 || type == 11 || type == 12;
 }
 
-/* `source`: the quoted packet's source is ours (the error travels towards the guest), else its destination. */
+/* `source`: the quoted packet's source is ours (the error travels towards the guest), else its destination.
+ * Returns 1 for an error about a packet of the slot's own. */
 static __always_inline int fix_quote4(struct __sk_buff *skb, const struct transport *outer, __u32 from, __u32 to,
 				      __s64 diff, int source)
 {
@@ -96,6 +121,8 @@ static __always_inline int fix_quote4(struct __sk_buff *skb, const struct transp
 		return -1;
 	if ((source ? ip.source : ip.destination) != from)
 		return 0;
+	if (source && is_own(skb, &t, 1))
+		return 1;
 	if (bpf_skb_store_bytes(skb, at + (source ? 12 : 16), &to, sizeof(to), 0))
 		return -1;
 	/* The quoted header's checksum takes up what its address changed by, so the ICMP checksum stays right. */
@@ -108,8 +135,9 @@ static __always_inline int fix_quote6(struct __sk_buff *skb, const struct transp
 				      int source)
 {
 	__u32 at = outer->offset + 8;
-	struct transport t;
+	struct transport t = {};
 	struct ipv6 ip;
+	int headless;
 	__u8 type;
 
 	/* ICMPv6 errors are types 1 to 4. */
@@ -119,12 +147,15 @@ static __always_inline int fix_quote6(struct __sk_buff *skb, const struct transp
 		return -1;
 	if (!same6(source ? &ip.source : &ip.destination, &c->from))
 		return 0;
+	/* A quote that ends inside its extension headers has no transport header to mend. */
+	headless = find_transport6(skb, &ip, at, &t);
+	if (source && !headless && is_own(skb, &t, 1))
+		return 1;
 	if (bpf_skb_store_bytes(skb, at + (source ? 8 : 24), &c->to, sizeof(c->to), 0))
 		return -1;
 	if (bpf_l4_csum_replace(skb, outer->offset + 2, 0, c->diff, 0))
 		return -1;
-	/* A quote that ends inside its extension headers has no transport header to mend. */
-	if (find_transport6(skb, &ip, at, &t))
+	if (headless)
 		return 0;
 	return fix_quoted_transport(skb, &t, c->diff, outer->offset + 2, 1);
 }
@@ -163,16 +194,17 @@ static __always_inline int ingress4(struct __sk_buff *skb)
 	struct transport t;
 	struct ipv4 ip;
 	__s64 diff;
+	int quote;
 
 	if (bpf_skb_load_bytes(skb, ETH_LEN, &ip, sizeof(ip)) || find_transport4(&ip, ETH_LEN, &t))
 		return TC_ACT_SHOT;
 	if (ip.destination == guest)
 		return TC_ACT_SHOT;
-	if (ip.destination != slot)
+	if (ip.destination != slot || is_own(skb, &t, 0))
 		return TC_ACT_UNSPEC;
 	diff = bpf_csum_diff(&slot, sizeof(slot), &guest, sizeof(guest), 0);
-	if (t.protocol == PROTO_ICMP && fix_quote4(skb, &t, slot, guest, diff, 1))
-		return TC_ACT_SHOT;
+	if (t.protocol == PROTO_ICMP && (quote = fix_quote4(skb, &t, slot, guest, diff, 1)))
+		return quote < 0 ? TC_ACT_SHOT : TC_ACT_UNSPEC;
 	if (fix_transport(skb, &t, diff, 0) || bpf_l3_csum_replace(skb, ETH_LEN + 10, slot, guest, sizeof(guest)) ||
 	    bpf_skb_store_bytes(skb, V4_DESTINATION, &guest, sizeof(guest), 0))
 		return TC_ACT_SHOT;
@@ -229,16 +261,17 @@ static __always_inline int ingress6(struct __sk_buff *skb)
 	struct transport t;
 	struct change c;
 	struct ipv6 ip;
+	int quote;
 
 	if (bpf_skb_load_bytes(skb, ETH_LEN, &ip, sizeof(ip)) || find_transport6(skb, &ip, ETH_LEN, &t))
 		return TC_ACT_SHOT;
 	load_change(skb, &c, 0);
 	if (same6(&ip.destination, &c.to))
 		return TC_ACT_SHOT;
-	if (!same6(&ip.destination, &c.from) || is_discovery(skb, &t))
+	if (!same6(&ip.destination, &c.from) || is_discovery(skb, &t) || is_own(skb, &t, 0))
 		return TC_ACT_UNSPEC;
-	if (t.protocol == PROTO_ICMPV6 && fix_quote6(skb, &t, &c, 1))
-		return TC_ACT_SHOT;
+	if (t.protocol == PROTO_ICMPV6 && (quote = fix_quote6(skb, &t, &c, 1)))
+		return quote < 0 ? TC_ACT_SHOT : TC_ACT_UNSPEC;
 	if (fix_transport(skb, &t, c.diff, 1) || bpf_skb_store_bytes(skb, V6_DESTINATION, &c.to, sizeof(c.to), 0))
 		return TC_ACT_SHOT;
 	return TC_ACT_UNSPEC;

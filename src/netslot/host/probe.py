@@ -14,6 +14,7 @@ from netslot.host import conflicts, limits, lint
 from netslot.host.finding import Finding, Level
 from netslot.kernel import netns, probe
 from netslot.kernel.probe import Answer
+from netslot.policy import rates, tunnels
 from netslot.spec.load import parse
 from netslot.spec.model import ClassSpec, HostSpec
 
@@ -99,10 +100,14 @@ def _of_class(each: ClassSpec) -> dict[str, str]:
             reasons["ipset"] = "parameters of type cidrs with iptables"
     if each.nat.kind == "nftables":
         reasons["nf_tables"] = "nat.kind = nftables"
+    if each.routes is not None and tunnels.nft_text(each.routes.tunnels, inner=False):
+        reasons["nf_tables"] = "a tunnel of kind vxlan or geneve"
     if each.nat.kind == "bpf" or each.bpf is not None:
         reasons |= dict.fromkeys(("bpf", "tc clsact"), "[bpf] or nat.kind = bpf")
     if each.rates is not None:
         reasons["tc tbf"] = "[rates]"
+        if rates.nft_text(each.rates, inner=each.attachment.kind != "process"):
+            reasons["nf_tables"] = "packets or connections in [rates]"
     if (cgroup := each.cgroup) is not None:
         reasons["cgroup v2"] = "[cgroup]"
         limits_by_controller = {

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import subprocess
 from ipaddress import ip_address
 from typing import Any
 
+from netslot.errors import KernelError
 from netslot.host import slots
 from netslot.host.plan import SlotPlan
 from netslot.kernel import cgroupfs, conntrack
 from netslot.kernel import rtnetlink as rt
 from netslot.kernel.netlink import Socket
+from netslot.policy import bpf
 
 
 def inspect(plan: SlotPlan) -> dict[str, Any]:
@@ -40,9 +43,23 @@ def inspect(plan: SlotPlan) -> dict[str, Any]:
             "connections": conntrack.count(),
             "rules": _rules(plan),
         }
+        fields |= counted(plan)
     if (path := plan.values.get("cgroup")) is not None:
         fields["usage"] = cgroupfs.usage(path)._asdict()
     return fields
+
+
+def counted(plan: SlotPlan) -> dict[str, Any]:
+    """What the BPF counters say, by direction and verdict; nothing where the slot has none."""
+    if plan.of.bpf is None or not plan.of.bpf.counters:
+        return {}
+    try:
+        both = bpf.traffic(plan.values)
+    except KernelError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return {}  # somebody has taken them away, which verify tells
+    return {"traffic": {name: each.by_verdict() for name, each in zip(("egress", "ingress"), both, strict=True)}}
 
 
 def _route(route: rt.RouteRecord, names: dict[int, str]) -> str:
@@ -59,7 +76,9 @@ def _rules(plan: SlotPlan) -> dict[str, list[str]]:
         variant = plan.of.rules.backend.removeprefix("iptables-")
         families = ["iptables"] + (["ip6tables"] if plan.of.rules.ipv6 is not None else [])
         saves = {family: [f"{family}-{variant}-save", "-c"] for family in families}
-        commands = saves if plan.of.nat.kind == "rules" and plan.of.rates is None else commands | saves
+        tunnels = plan.of.routes is not None and plan.of.routes.tunnels
+        alone = plan.of.nat.kind == "rules" and plan.of.rates is None and not tunnels
+        commands = saves if alone else commands | saves
     found = {}
     for tool, command in commands.items():
         if shutil.which(command[0]) is None:

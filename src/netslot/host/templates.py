@@ -9,16 +9,18 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 
+from netslot.errors import SpecError
 from netslot.host import links
 from netslot.host.expectation import Expectation
 from netslot.host.plan import GUEST, LOOPBACK, UPLINK, SlotPlan
 from netslot.host.slots import Template, Workshop
 from netslot.kernel import cgroupfs, netns
 from netslot.kernel import rtnetlink as rt
-from netslot.kernel.netlink import Request, Socket
-from netslot.policy import bpf, cgroup, iptables, nat, nftables, rates, routes
+from netslot.kernel.netlink import Socket
+from netslot.policy import bpf, cgroup, iptables, nat, nftables, rates, routes, tunnels
 from netslot.policy.base import Die, Parameters, Values
 from netslot.policy.nft_programs import NftProgram
+from netslot.spec import crosschecks
 from netslot.spec.model import ClassSpec, HostSpec
 from netslot.spec.policies import BpfSection
 
@@ -30,33 +32,48 @@ def cast(spec: HostSpec, of: ClassSpec, host_id: str) -> Template:
 
     SpecError when a rule file is refused, HostError when a tool or kernel feature is missing.
     """
+    try:
+        return _cast(spec, of, host_id)
+    except SpecError as error:
+        raise spec.placed(error, of.name) from error
+
+
+def _cast(spec: HostSpec, of: ClassSpec, host_id: str) -> Template:
     if not spec.sample(of.name):
         return Template((), ())  # nobody of the roster is in this class
     sample = SlotPlan(spec, of, spec.sample(of.name), host_id)
     samples = [spec.values(number, of.name) for number in _spread(spec, of)]
     first, defaults, known = samples[0], sample.defaults, _known_links(sample)
-    early: list[Die] = []
-    at_birth: list[Request] = []
-    if of.cgroup is not None:  # rules and programs may name it
-        early.append(cgroup.cast(of.cgroup, values=first))
-    with _scratch_cgroups(of, samples) as castable:
-        early += _rules(of, castable, defaults)
-    if of.bpf is not None or of.nat.kind == "bpf":
-        section = of.bpf or BpfSection()
-        stateless, directory = of.nat.kind == "bpf", spec.file.parent
-        programs = bpf.cast(
-            section, nat=stateless, samples=samples, defaults=defaults, directory=directory, links=known
-        )
-        early.append(programs)
-        at_birth = programs.at_birth(first)
-    if of.rates is not None:
-        early.append(rates.cast(of.rates, values=first, links=known))
-    late = (
-        [routes.cast(of.routes, values=first, defaults=defaults, links=known, directory=spec.file.parent)]
-        if of.routes is not None
-        else []
-    )
+    # Programs come last: of all that is cast, they alone hold something open, which a later refusal would leave.
+    limits = cgroup.cast(of.cgroup, values=first) if of.cgroup is not None else None
+    with _scratch_cgroups(of, samples) as castable:  # rules may name the slot's cgroup
+        rules = _rules(of, castable, defaults)
+    queues = rates.cast(of.rates, values=first, links=known) if of.rates is not None else None
+    late: list[Die] = []
+    if of.routes is not None:
+        late.append(routes.cast(of.routes, values=first, defaults=defaults, links=known, directory=spec.file.parent))
+    programs = _programs(spec, of, samples, defaults, known)
+    at_birth = programs.at_birth(first) if programs is not None else []
+    early = [die for die in (limits, *rules, programs, queues) if die is not None]
     return Template(early, late, _learn(sample), at_birth)
+
+
+def _programs(
+    spec: HostSpec, of: ClassSpec, samples: Sequence[Values], defaults: Parameters, known: dict[str, int]
+) -> bpf.BpfDie | None:
+    stateless = of.nat.kind == "bpf"
+    if of.bpf is None and not stateless:
+        return None
+    return bpf.cast(
+        of.bpf or BpfSection(),
+        nat=stateless,
+        own=_arrivals(of),
+        samples=samples,
+        defaults=defaults,
+        kinds={name: parameter.kind for name, parameter in of.parameters.items()},
+        directory=spec.file.parent,
+        links=known,
+    )
 
 
 @contextlib.contextmanager
@@ -96,7 +113,7 @@ def _rules(of: ClassSpec, samples: Sequence[Values], defaults: Parameters) -> li
     """
     text, backend = _own_nft_text(of, samples[0]), of.rules.backend if of.rules else None
     finish = nat.correct_checksums if of.nat.kind == "nftables" else None
-    own = NftProgram(text, "[rates] and [nat]", finish) if text else None
+    own = NftProgram(text, "[rates], [nat] and [routes]", finish) if text else None
     dies: list[Die] = []
     if of.rules is not None and backend == "nftables" and of.rules.nft is not None:
         dies.append(_nftables(of, NftProgram(of.rules.nft.text + text, of.rules.nft.name, finish), samples, defaults))
@@ -107,10 +124,21 @@ def _rules(of: ClassSpec, samples: Sequence[Values], defaults: Parameters) -> li
     return dies
 
 
+def _arrivals(of: ClassSpec) -> Sequence[tunnels.Arrival]:
+    """What comes to the slot itself, where a NAT gives all else to the guest."""
+    return tunnels.arrivals(of.routes.tunnels) if of.routes is not None and of.nat.kind != "rules" else ()
+
+
 def _own_nft_text(of: ClassSpec, values: Values) -> str:
     counted = of.rates is not None and (of.rates.connections, of.rates.new_connections) != (None, None)
-    text = nat.nft_text(ipv6="guest_address6" in values, tracked=counted) if of.nat.kind == "nftables" else ""
-    return text + (rates.nft_text(of.rates, inner="guest_if" in values) if of.rates is not None else "")
+    text = ""
+    if of.nat.kind == "nftables":
+        own = _arrivals(of)  # what goes by a tunnel is for rules to translate, which takes connection tracking
+        text = nat.nft_text(ipv6="guest_address6" in values, tracked=counted or bool(own), own=own)
+    inner = "guest_if" in values
+    if of.routes is not None:
+        text += tunnels.nft_text(of.routes.tunnels, inner=inner)
+    return text + (rates.nft_text(of.rates, inner=inner) if of.rates is not None else "")
 
 
 def _nftables(of: ClassSpec, program: NftProgram, samples: Sequence[Values], defaults: Parameters) -> Die:
@@ -119,6 +147,7 @@ def _nftables(of: ClassSpec, program: NftProgram, samples: Sequence[Values], def
         program.text,
         samples=_with_numbers(of, samples),
         lists=lists,
+        optional=crosschecks.lists_of_policies(of),
         defaults=defaults,
         scalars=_scalars(of),
         file=program.file,

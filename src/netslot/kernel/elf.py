@@ -2,7 +2,8 @@
 
 What is understood: programs in sections of their own, functions in .text, maps declared in .maps by BTF, and
 constants in .rodata. Refused by name: writable globals, map-in-map declarations, symbols that another file
-defines. CO-RE records are not read, since packet programs use none of the kernel's own types.
+defines, and callbacks, for which the kernel wants types. CO-RE records are not read, since packet programs use
+none of the kernel's own types.
 Layouts: elf(5), linux/btf.h, and "BPF relocations" in the kernel's documentation.
 """
 
@@ -227,19 +228,38 @@ class _Parser:
             if not section.flags & _SHF_EXECINSTR:
                 continue
             code = bytearray(section.content[symbol.value : symbol.value + symbol.size])
-            own = len(code)
-            found, calls = self._relocate(relocations.get(symbol.section, b""), symbol.value, own, 0)
-            if calls:
-                code += self.sections[text_index].content
-                more, inner = self._relocate(relocations.get(text_index, b""), 0, len(code) - own, own)
-                found, calls = found + more, calls + inner
-            for at, target in calls:
-                addend = struct.unpack_from("<i", code, at + 4)[0] if target < 0 else 0
-                place = own + (target if target >= 0 else (addend + 1) * 8)
-                code[at + 1] = (code[at + 1] & 0x0F) | (_PSEUDO_CALL << 4)
-                struct.pack_into("<i", code, at + 4, (place - at) // 8 - 1)
+            table = relocations.get(symbol.section, b"")
+            found, calls = self._relocate(table, symbol.value, len(code), 0)
+            found += self._link(code, calls, text_index, relocations.get(text_index, b""))
             programs[symbol.name] = Program(symbol.name, section.name, bytes(code), tuple(found))
         return programs
+
+    def _link(self, code: bytearray, calls: list[tuple[int, int]], text: int, table: bytes) -> list[Relocation]:
+        """Append the functions of .text that are called, and point the calls at them; gives their map references.
+
+        Only those: the verifier refuses a function that nobody calls.
+        """
+        sizes = {s.value: s.size for s in self.symbols if s.kind == _STT_FUNC and s.section == text}
+        found: list[Relocation] = []
+        placed: dict[int, int] = {}
+        todo = list(calls)
+        while todo:
+            at, start = todo.pop()
+            if code[at] != _CALL:
+                raise UsageError(f"{self.file}: a function's address (a callback) is not supported")
+            if start < 0:  # the symbol is the section, and the instruction says where in it
+                start = (struct.unpack_from("<i", code, at + 4)[0] + 1) * 8
+            if start not in placed:
+                if start not in sizes:
+                    raise UsageError(f"{self.file}: a call to what is no function, at {start} of .text")
+                placed[start] = len(code)
+                code += self.sections[text].content[start : start + sizes[start]]
+                more, inner = self._relocate(table, start, sizes[start], placed[start])
+                found += more
+                todo += inner + _near_calls(code, start, placed[start], {place for place, _ in inner})
+            code[at + 1] = (code[at + 1] & 0x0F) | (_PSEUDO_CALL << 4)
+            struct.pack_into("<i", code, at + 4, (placed[start] - at) // 8 - 1)
+        return found
 
     def _relocate(
         self, table: bytes, start: int, length: int, base: int
@@ -270,6 +290,15 @@ class _Parser:
         """REL entries keep the addend in the instruction's own immediate."""
         owner = next(s.info for s in self.sections if s.kind == _SHT_REL and s.content == table)
         return int(struct.unpack_from("<i", self.sections[owner].content, offset + 4)[0])
+
+
+def _near_calls(code: bytearray, start: int, place: int, known: set[int]) -> list[tuple[int, int]]:
+    """Calls in a function of .text, put at ``place`` of ``code``, that the compiler has resolved itself."""
+    return [
+        (at, start + at - place + (struct.unpack_from("<i", code, at + 4)[0] + 1) * 8)
+        for at in range(place, len(code), 8)
+        if at not in known and code[at] == _CALL and code[at + 1] >> 4 == _PSEUDO_CALL
+    ]
 
 
 class _Btf:

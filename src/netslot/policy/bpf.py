@@ -11,19 +11,20 @@ the hierarchy's root) where a program is for the cgroup, which must be there: st
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from netslot.errors import SpecError
+from netslot.errors import NetslotError, SpecError
 from netslot.kernel import netlink, rtnetlink, tc
 from netslot.policy import bpf_parts
 from netslot.policy.base import NO_LINKS, Difference, Links, Parameters, Values
 from netslot.policy.bpf_counters import Counters, Traffic
 from netslot.policy.bpf_parts import Attachment, Filter, Identity, Nat, Part, Place
 from netslot.policy.bpf_user import UserPrograms
+from netslot.policy.tunnels import Arrival
 from netslot.spec.policies import BpfSection
 
-__all__ = ["BpfDie", "Traffic", "cast"]
+__all__ = ["BpfDie", "Traffic", "cast", "traffic"]
 
 _MOST_PREPARED = 256
 """Datagrams that a die keeps: programs of a slot's own make another one each time."""
@@ -33,32 +34,41 @@ def cast(
     section: BpfSection,
     *,
     nat: bool = False,
+    own: Sequence[Arrival] = (),
     samples: Sequence[Values],
     defaults: Parameters,
+    kinds: Mapping[str, str] | None = None,
     directory: Path = Path(),
     links: Links = NO_LINKS,
 ) -> BpfDie:
     """Load what all slots share and check the rest.
 
     ``nat`` asks for the stateless NAT between ``guest_address`` (and ``guest_address6``), the same in every slot,
-    and each slot's ``address`` (and ``address6``), which must follow from its number ``slot`` in even steps.
+    and each slot's ``address`` (and ``address6``), which must follow from its number ``slot`` in even steps; ``own``
+    is what the NAT leaves to the slot itself.
     ``samples`` are the values of one or more slots, best the first, the last and some between; ``defaults`` is
-    what ``stamp`` binds; paths of object files are relative to ``directory``. ``links`` are the indexes that
-    links are known to have in a fresh slot; of others the kernel is asked.
+    what ``stamp`` binds; ``kinds`` are those of all parameters, by which maps are checked; paths of object files
+    are relative to ``directory``. ``links`` are the indexes that links are known to have in a fresh slot; of others
+    the kernel is asked.
     Raises SpecError for what does not fit, KernelError when the verifier refuses a program.
     """
     parts: list[Part] = []
-    if section.counters:
-        parts.append(Counters())
-    if section.filter is not None:
-        parts.append(Filter(section.filter, defaults))
-    user = UserPrograms(section.programs, directory, samples[0], defaults) if section.programs else None
-    if user is not None:
-        parts.append(user)
-    if nat:
-        if not samples[0].get("guest_address"):
-            raise SpecError("NAT needs a guest's address behind the slot", key="nat.kind")
-        parts.append(Nat(samples))
+    user = None
+    try:
+        if section.counters:
+            parts.append(Counters())
+        if section.filter is not None:
+            parts.append(Filter(section.filter, defaults))
+        if section.programs:
+            user = UserPrograms(section.programs, directory, samples[0], defaults, kinds)
+            parts.append(user)
+        if nat:
+            if not samples[0].get("guest_address"):
+                raise SpecError("NAT needs a guest's address behind the slot", key="nat.kind")
+            parts.append(Nat(samples, own))
+    except NetslotError:
+        _close_parts(parts)
+        raise
     return BpfDie(parts, user, defaults, links)
 
 
@@ -111,7 +121,8 @@ class BpfDie:
         self._attach(values, index, [tc.add_clsact(index)])
 
     def _attach(self, values: Values, index: int, before: Sequence[netlink.Request]) -> None:
-        attachments = [a for part in self._parts for a in part.load(values, self._defaults)]
+        made = [a for part in self._parts for a in part.load(values, self._defaults)]
+        attachments = [a for a in made if a.place.hook != bpf_parts.CGROUP]
         programs = (index, len(before), *(attachment.program for attachment in attachments))
         try:
             prepared = self._prepared.get(programs)
@@ -124,17 +135,19 @@ class BpfDie:
             if prepared.by_seq:  # all programs may be the cgroup's
                 with netlink.here() as sock:
                     sock.repeat(prepared, numbers)
+            if self._user is not None:
+                self._user.attach_cgroup(values, [a for a in made if a.place.hook == bpf_parts.CGROUP])
         finally:
-            _release(attachments)
-        if self._user is not None:
-            self._user.attach_cgroup(values, self._defaults)
+            _release(made)
 
     def bind(self, values: Values, parameters: Parameters) -> None:
         """Replace the filter's programs and fill the user's maps; one packet sees one list, old or new."""
-        attachments = [a for part in self._parts for a in part.rebind(values, parameters)]
-        if not attachments:
-            return
+        attachments: list[Attachment] = []
         try:
+            for part in self._parts:
+                attachments += part.rebind(values, parameters)
+            if not attachments:
+                return
             with netlink.here() as sock:
                 sock.execute(_requests(rtnetlink.link_index(sock, values["uplink_if"]), attachments))
         finally:
@@ -174,11 +187,12 @@ class BpfDie:
             foreign = [place for place in _attached(sock, link) if place not in wanted]
             sock.execute([tc.del_filter(link, place.hook, place.priority) for place in foreign])
 
-    def traffic(self, values: Values) -> tuple[Traffic, Traffic]:
-        """What was counted on the way out and on the way in; KernelError ENOENT without counters."""
-        with netlink.here() as sock:
-            found = _attached(sock, rtnetlink.link_index(sock, values["uplink_if"]))
-        return Counters.read(int(values["slot"]), found)
+
+def traffic(values: Values) -> tuple[Traffic, Traffic]:
+    """What a slot's counters have counted on the way out and on the way in; KernelError ENOENT without counters."""
+    with netlink.here() as sock:
+        found = _attached(sock, rtnetlink.link_index(sock, values["uplink_if"]))
+    return Counters.read(int(values["slot"]), found)
 
 
 def _close_parts(parts: Sequence[Part]) -> None:

@@ -42,6 +42,11 @@ class Traffic:
     passed_packets: int
     passed_bytes: int
 
+    def by_verdict(self) -> dict[str, dict[str, int]]:
+        """Packets and bytes that passed, and those that a program dropped."""
+        dropped = {"packets": self.packets - self.passed_packets, "bytes": self.bytes - self.passed_bytes}
+        return {"passed": {"packets": self.passed_packets, "bytes": self.passed_bytes}, "dropped": dropped}
+
 
 @dataclass(slots=True)
 class _Group:

@@ -20,11 +20,16 @@ from netslot.errors import KernelError, SpecError
 from netslot.kernel import bpf, elf, tc
 from netslot.policy import addresses
 from netslot.policy.base import Difference, Parameters, Values
+from netslot.policy.tunnels import Arrival
 from netslot.spec.policies import BpfFilter
 
 _OBJECTS = Path(__file__).parent.parent / "bpf"
 FIRST, _PARSE, _FILTER4, _FILTER6, USER_EGRESS = 1, 2, 3, 4, 10
-_NAT, USER_INGRESS, LAST = 20, 30, 60
+NAT, USER_INGRESS, LAST = 20, 30, 60
+CGROUP: Final = 0
+"""The hook of a :class:`Place` that is none of tc's: the slot's cgroup."""
+
+_MOST_OWN = 8  # OWN in nat.c
 
 PROTOCOLS: Final = {"icmp": 1, "tcp": 6, "udp": 17, "dccp": 33, "gre": 47, "esp": 50, "icmpv6": 58, "sctp": 132}
 
@@ -136,7 +141,8 @@ class Nat:
     docs/decisions/0050-bpf-one-program-many-slots.md.
     """
 
-    def __init__(self, samples: Sequence[Values]) -> None:
+    def __init__(self, samples: Sequence[Values], own: Sequence[Arrival] = ()) -> None:
+        """``own`` is what comes to the slot itself, not to the guest."""
         source = built_in("nat")
         first, last = samples[0], samples[-1]
         self._plan = _AddressPlan.of(first, last)
@@ -145,12 +151,13 @@ class Nat:
         constants = self._plan.constants() | {
             "guest4": _packed(first["guest_address"], socket.AF_INET),
             "guest6": _packed(first.get("guest_address6", ""), socket.AF_INET6),
+            "own": _own(own),
         }
         data = constant_map(".rodata", source.data(".rodata", constants))
         try:
             self._bodies = {
-                Place(tc.EGRESS, _NAT): load_program(source, "nat_egress", {".rodata": data}),
-                Place(tc.INGRESS, _NAT): load_program(source, "nat_ingress", {".rodata": data}),
+                Place(tc.EGRESS, NAT): load_program(source, "nat_egress", {".rodata": data}),
+                Place(tc.INGRESS, NAT): load_program(source, "nat_ingress", {".rodata": data}),
             }
         finally:
             os.close(data)
@@ -176,6 +183,18 @@ class Nat:
     def close(self) -> None:
         close_all(list(self._bodies.values()))
         self._bodies = {}
+
+
+def _own(arrivals: Sequence[Arrival]) -> bytes:
+    """The list of nat.c: protocol and port in a word each, a zero behind the last."""
+    if len(arrivals) > _MOST_OWN:
+        hint = 'tunnels of one kind and port count once; or use nat.kind = "nftables"'
+        raise SpecError(
+            f"tunnels of {len(arrivals)} kinds and ports are more than {_MOST_OWN}", key="nat.kind", hint=hint
+        )
+    return struct.pack(
+        f"={_MOST_OWN}I", *(a.protocol << 16 | a.port for a in arrivals), *[0] * (_MOST_OWN - len(arrivals))
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +248,11 @@ class Filter:
     """The egress filter. Slots whose lists are the default ones share its programs; others have their own."""
 
     def __init__(self, section: BpfFilter, defaults: Parameters) -> None:
+        if not isinstance(section.ports, str):
+            try:
+                services(section.ports)
+            except SpecError as error:
+                raise SpecError(error.message, key="bpf.filter.ports", hint=error.hint) from None
         self._section = section
         self._source = built_in("filter")
         self._given, self._defaults = defaults, self._lists(defaults)

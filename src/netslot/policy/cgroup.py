@@ -10,6 +10,7 @@ import errno
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from netslot.errors import KernelError, SpecError
@@ -21,12 +22,18 @@ from netslot.spec.render import render, variables_in
 _PERIOD = 100_000
 """Microseconds over which a CPU limit is counted; the kernel's default."""
 _PAGE = 4096
+_MOST_PIDS = 1 << 22  # PID_MAX_LIMIT, linux/threads.h
 
 
 def cast(section: CgroupSection, *, values: Values) -> CgroupDie:
     """Check a template by rendering it for one slot; HostError when the host lacks a controller that it needs."""
     die = CgroupDie(section, _controllers(section), variables_in(repr(section)))
     die.settings(values)
+    for number, limit in enumerate(section.io):
+        device = _rendered(limit.device, values)
+        if not Path("/sys/dev/block", device).exists():
+            hint = "lsblk shows which there are"
+            raise SpecError(f"this host has no block device {device}", key=f"cgroup.io.{number}.device", hint=hint)
     return die
 
 
@@ -144,8 +151,8 @@ def _limits(section: CgroupSection, own: tuple[tuple[str, str], ...]) -> tuple[_
     for name, size in (("memory", section.memory), ("memory_high", section.memory_high)):
         if size is not None:
             found.append(_memory(name, _amount(size, values, f"cgroup.{name}")))
-    for limit in section.io:
-        found += _io(limit, values)
+    for number, limit in enumerate(section.io):
+        found += _io(limit, values, f"cgroup.io.{number}")
     return tuple(found)
 
 
@@ -160,7 +167,7 @@ def _amount(value: Quantity, values: Values, key: str) -> int:
 def _cpu(text: str) -> _Limit:
     try:
         quota = round(float(text) * _PERIOD)
-    except ValueError:
+    except (ValueError, OverflowError):  # inf and nan are numbers to Python
         raise SpecError(f"{text!r} is no number of CPUs", key="cgroup.cpu", hint="write 0.5 or 2") from None
     if quota < 1000:  # the kernel's smallest quota is 1 ms
         raise SpecError(f"{text} CPUs is below the kernel's least share of 0.01", key="cgroup.cpu")
@@ -179,8 +186,8 @@ def _cpu_weight(text: str) -> _Limit:
 
 
 def _pids(text: str) -> _Limit:
-    if not text.isdecimal():
-        raise SpecError(f"{text!r} is no number of processes", key="cgroup.pids")
+    if not text.isdecimal() or int(text) > _MOST_PIDS:
+        raise SpecError(f"{text!r} is no number of processes up to {_MOST_PIDS}", key="cgroup.pids")
     return _Limit("pids", "pids", "pids.max", text, text)
 
 
@@ -206,22 +213,22 @@ _IO_FILES_V1 = {
 }
 
 
-def _io(limit: IoLimit, values: Values) -> list[_Limit]:
+def _io(limit: IoLimit, values: Values, key: str) -> list[_Limit]:
     wanted = {
         "rbps": limit.read_bytes,
         "wbps": limit.write_bytes,
         "riops": limit.read_operations,
         "wiops": limit.write_operations,
     }
-    amounts = {key: _amount(v, values, "cgroup.io") for key, v in wanted.items() if v is not None}
+    amounts = {name: _amount(v, values, key) for name, v in wanted.items() if v is not None}
     device = _rendered(limit.device, values)
     if cgroupfs.version("io") == 1:
         return [
-            _Limit(f"io {key}", "io", _IO_FILES_V1[key], f"{device} {amount}", f"{device} {amount}")
-            for key, amount in amounts.items()
+            _Limit(f"io {name}", "io", _IO_FILES_V1[name], f"{device} {amount}", f"{device} {amount}")
+            for name, amount in amounts.items()
         ]
-    full = {key: amounts.get(key, "max") for key in wanted}
-    text = f"{device} " + " ".join(f"{key}={amount}" for key, amount in full.items())
+    full = {name: amounts.get(name, "max") for name in wanted}
+    text = f"{device} " + " ".join(f"{name}={amount}" for name, amount in full.items())
     return [_Limit("io", "io", "io.max", text, text)]
 
 

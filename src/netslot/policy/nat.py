@@ -9,7 +9,7 @@ put into the rules that nft made (:func:`correct_checksums`).
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from netslot.errors import SpecError
@@ -21,28 +21,29 @@ from netslot.policy import nftables
 from netslot.policy.base import Values
 from netslot.policy.nft_template import Item, new, snapshot
 from netslot.policy.nftables import NftablesDie
+from netslot.policy.tunnels import Arrival
 
 TABLE = "netslot_nat"
 """The nf_tables tables (ip, and ip6 where the slot has an address) that the NAT is in."""
 
 
-def cast(samples: Sequence[Values]) -> NftablesDie:
+def cast(samples: Sequence[Values], own: Sequence[Arrival] = ()) -> NftablesDie:
     """The NAT of slots like ``samples``; SpecError when they have no guest behind them."""
     if not samples[0].get("guest_address"):
         raise SpecError("NAT needs a guest's address behind the slot", key="nat.kind")
-    text = nft_text(ipv6=bool(samples[0].get("guest_address6")))
+    text = nft_text(ipv6=bool(samples[0].get("guest_address6")), own=own)
     return nftables.cast(text, samples=samples, file=TABLE, finish=correct_checksums)
 
 
-def nft_text(*, ipv6: bool, tracked: bool = False) -> str:
-    """The tables as nft reads them, with the slot's variables.
+def nft_text(*, ipv6: bool, tracked: bool = False, own: Sequence[Arrival] = ()) -> str:
+    """The tables as nft reads them, with the slot's variables; ``own`` is what comes to the slot itself.
 
     ``tracked`` lets connection tracking see the packets, with the guest's addresses, for rules that count
     connections; addresses are translated without it either way.
     """
     keep_out = "" if tracked else " notrack"
-    text = _table("ip", "${address}", "${guest_address}", _QUOTES, keep_out)
-    return text + _table("ip6", "${address6}", "${guest_address6}", _QUOTES6, keep_out) if ipv6 else text
+    text = _table("ip", "${address}", "${guest_address}", _QUOTES, keep_out, own)
+    return text + _table("ip6", "${address6}", "${guest_address6}", _QUOTES6, keep_out, own) if ipv6 else text
 
 
 class _Quotes(NamedTuple):
@@ -56,16 +57,33 @@ class _Quotes(NamedTuple):
     quoted_destination: str
     source: str
     destination: str
+    quoted_protocol: str
+    quoted_ports: tuple[str, str]
+    """Source and destination, behind a header without options."""
 
 
 # Behind eight bytes of ICMP; the addresses are at byte 12 and 16 of an IPv4 header, 8 and 24 of an IPv6 one.
 _QUOTES = _Quotes(
-    ("icmp type destination-unreachable", "icmp type 11-12"), "@th,160,32", "@th,192,32", "@nh,96,32", "@nh,128,32"
+    ("icmp type destination-unreachable", "icmp type 11-12"),
+    "@th,160,32",
+    "@th,192,32",
+    "@nh,96,32",
+    "@nh,128,32",
+    "@th,136,8",
+    ("@th,224,16", "@th,240,16"),
 )
-_QUOTES6 = _Quotes(("icmpv6 type < 128",), "@th,128,128", "@th,256,128", "@nh,64,128", "@nh,192,128")
+_QUOTES6 = _Quotes(
+    ("icmpv6 type < 128",),
+    "@th,128,128",
+    "@th,256,128",
+    "@nh,64,128",
+    "@nh,192,128",
+    "@th,112,8",
+    ("@th,384,16", "@th,400,16"),
+)
 
 
-def _table(family: str, address: str, guest: str, quotes: _Quotes, keep_out: str) -> str:
+def _table(family: str, address: str, guest: str, quotes: _Quotes, keep_out: str, own: Sequence[Arrival]) -> str:
     """``raw`` runs before connection tracking (-200) and before routing; ``leave`` is the last to see a packet.
 
     Of what is forwarded (it came in by the inner link, iif is known) only the guest's own packets leave. What an
@@ -77,6 +95,10 @@ def _table(family: str, address: str, guest: str, quotes: _Quotes, keep_out: str
     raw = [
         "type filter hook prerouting priority -300;",
         f"{back} drop",
+        *(
+            f'iifname "${{uplink_if}}" {family} daddr {address} {each}{keep_out} accept'
+            for each in _owned(own, quotes)
+        ),
         f'iifname "${{uplink_if}}" {family} daddr {address}{keep_out} {family} daddr set {guest}',
         *quoted_in,
         *([f'iifname "${{guest_if}}" {family} saddr {guest}{keep_out}'] if keep_out else []),
@@ -89,6 +111,15 @@ def _table(family: str, address: str, guest: str, quotes: _Quotes, keep_out: str
         *quoted_out,
     ]
     return f"table {family} {TABLE} {{\n{_chain('raw', raw)}{_chain('leave', leave)}}}\n"
+
+
+def _owned(own: Sequence[Arrival], quotes: _Quotes) -> Iterator[str]:
+    """The packets that stay the slot's, and the errors about those that it sent."""
+    for protocol, port in own:
+        yield f"meta l4proto {protocol} th dport {port}" if port else f"meta l4proto {protocol}"
+        for error in quotes.errors:
+            quoted = f"{error} {quotes.quoted_protocol} {protocol}"
+            yield from (f"{quoted} {place} {port}" for place in quotes.quoted_ports) if port else (quoted,)
 
 
 def _chain(name: str, lines: Sequence[str]) -> str:

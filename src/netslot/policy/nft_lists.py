@@ -98,8 +98,11 @@ class ListSet:
         return _types(attrs.number(self.item.nodes, attrs.SET_DATA_TYPE))
 
 
-def find(template: Ruleset, lists: Mapping[str, str], file: str) -> list[ListSet]:
-    """The sets of a template that parameters fill. SpecError for one that is missing or declared otherwise."""
+def find(template: Ruleset, lists: Mapping[str, str], file: str, optional: Container[str] = ()) -> list[ListSet]:
+    """The sets of a template that parameters fill. SpecError for one that is missing or declared otherwise.
+
+    Parameters in ``optional`` serve other sections of the spec, and may have no set.
+    """
     found: list[ListSet] = []
     for parameter, kind in lists.items():
         if kind not in KINDS:
@@ -111,7 +114,7 @@ def find(template: Ruleset, lists: Mapping[str, str], file: str) -> list[ListSet
             for index, item in enumerate(template.items[SET])
             if item.name in (parameter, f"{parameter}6") and not item.set_flags() & attrs.SET_ANONYMOUS
         ]
-        if not own:
+        if not own and parameter not in optional:
             form = "set {} {{ type ipv4_addr; flags interval; }}" if kind == CIDRS else _PORT_FORM
             raise SpecError(
                 f"no set or map named {parameter}", file=file, key=parameter, hint=f"declare {form.format(parameter)}"

@@ -49,6 +49,7 @@ def cast(
     *,
     samples: Sequence[Values],
     lists: Mapping[str, str] | None = None,
+    optional: Collection[str] = (),
     defaults: Parameters | None = None,
     scalars: Collection[str] | None = None,
     file: str = "slot.nft",
@@ -58,12 +59,13 @@ def cast(
 
     ``samples`` are the values of one or more slots, best the first, the last and some between. ``lists`` says
     which parameters are lists: ``cidrs`` fill the set NAME (and NAME6), ``ports`` the map or set NAME that the
-    rules declare. ``defaults`` are what lists hold when no lease has bound them. ``scalars`` are the values
-    that ``bind`` may change; without it, any. ``finish`` is called after the tool, in the namespace that it has
-    loaded the rules in. SpecError, with file and line, when the tool refuses the rules or
-    a list's set is declared otherwise than its entries need; HostError without the tool.
+    rules declare; those in ``optional`` they need not declare. ``defaults`` are what lists hold when no lease has
+    bound them. ``scalars`` are the values that ``bind`` may change; without it, any. ``finish`` is called after the
+    tool, in the namespace that it has loaded the rules in. SpecError, with file and line, when the tool refuses the
+    rules or a list's set is declared otherwise than its entries need; HostError without the tool.
     """
-    return _cast(NftProgram(text, file, finish), samples, dict(lists or {}), dict(defaults or {}), scalars, (), file)
+    program, kinds = NftProgram(text, file, finish), dict(lists or {})
+    return _cast(program, samples, kinds, dict(defaults or {}), scalars, (), file, optional)
 
 
 def cast_iptables(
@@ -100,6 +102,7 @@ def _cast(
     scalars: Collection[str] | None,
     sets: tuple[CidrSet, ...],
     file: str,
+    optional: Collection[str] = (),
 ) -> NftablesDie:
     if not samples:
         raise UsageError("casting rules needs the values of at least one slot")
@@ -111,7 +114,8 @@ def _cast(
         except Unexplained as error:
             made = Cast(None, str(error), {}, {})
     shown = made.template or load_and_read(program, samples[0], {})
-    die = NftablesDie(program, made, lines, find(shown, lists, file), sets, defaults, scalars, len(shown.items[RULE]))
+    filled = find(shown, lists, file, optional)
+    die = NftablesDie(program, made, lines, filled, sets, defaults, scalars, len(shown.items[RULE]))
     check_versions(die.lists, defaults)
     die.prove(samples)
     return die

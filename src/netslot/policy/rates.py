@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from netslot.errors import SpecError
 from netslot.kernel import netlink, rtnetlink, tc
 from netslot.policy.base import NO_LINKS, Die, Difference, Links, Parameters, Values
 from netslot.spec.policies import Quantity, Rate, RatesSection, quantity
@@ -22,6 +23,11 @@ TABLE = "netslot_rates"
 
 _LEAST_BURST = 64 * 1024
 """Bytes: a segment as large as the kernel hands down in one piece (GSO) must fit the bucket."""
+_LEAST_BITS, _MOST_BITS = 8_000, 200_000_000_000
+_MOST_SECONDS = 250
+"""How long a bucket may take to fill: the kernel counts its depth in 32 bits of 64 ns."""
+_WORD = 0xFFFFFFFF
+_MTU, _ETHERNET_HEADER = 1500, 14
 _QUEUE_SECONDS = 0.05
 """How long a packet may wait in a full queue before it is dropped."""
 _DEPTH_TOLERANCE_NS = 256
@@ -127,32 +133,43 @@ def _changes(shape: _Shape, queue: tc.Queue) -> Iterator[str]:
         yield f"{queue.limit} bytes may wait, not {shape.limit}"
 
 
-def _amount(value: Quantity, values: Values, key: str) -> int:
-    number = render(value, values, file="[rates]") if isinstance(value, str) else value
-    return quantity(number, key=key.replace("rates_", "rates."))
+def _amount(value: Quantity, values: Values, key: str, low: int, high: int) -> int:
+    text = render(value, values, file="[rates]") if isinstance(value, str) else value
+    number = quantity(text, key=key)
+    if not low <= number <= high:
+        raise SpecError(f"{number} is not from {low} to {high}", key=key)
+    return number
 
 
 def _bandwidth(rate: Rate, values: Values, name: str) -> tuple[int, int]:
-    """Bytes a second, and the burst in bytes."""
-    bits = _amount(rate.bandwidth or 0, values, f"rates.{name}.bandwidth")
-    size = max(1, bits // 8)
+    """Bytes a second, and the burst in bytes: within what the kernel's token bucket can hold and count."""
+    key = f"rates.{name}.bandwidth"
+    size = _amount(rate.bandwidth or 0, values, key, _LEAST_BITS, _MOST_BITS) // 8
     if rate.burst is None:
         return size, max(_LEAST_BURST, size // 100)
-    return size, _amount(rate.burst, values, f"rates.{name}.burst")
+    key = f"rates.{name}.burst"
+    burst = _amount(rate.burst, values, key, int(values.get("mtu", _MTU)) + _ETHERNET_HEADER, _WORD)
+    if burst // size > _MOST_SECONDS or burst + int(size * _QUEUE_SECONDS) > _WORD:
+        raise SpecError(f"{burst} bytes are too many for {size * 8} bits a second", key=key)
+    return size, burst
 
 
 def numbers(section: RatesSection, values: Values) -> dict[str, str]:
-    """One slot's values of the variables that :func:`nft_text` uses."""
-    given = {
-        "rates_egress_packets": section.egress.packets,
-        "rates_egress_packets_burst": section.egress.packet_burst,
-        "rates_ingress_packets": section.ingress.packets,
-        "rates_ingress_packets_burst": section.ingress.packet_burst,
-        "rates_new_connections": section.new_connections,
-        "rates_new_connections_burst": section.new_connections_burst,
-        "rates_connections": section.connections,
+    """One slot's values of the variables that :func:`nft_text` uses. SpecError for one that nft cannot take."""
+    given: dict[str, tuple[Quantity | None, str, int]] = {
+        "rates_egress_packets": (section.egress.packets, "egress.packets", 1),
+        "rates_egress_packets_burst": (section.egress.packet_burst, "egress.packet_burst", 1),
+        "rates_ingress_packets": (section.ingress.packets, "ingress.packets", 1),
+        "rates_ingress_packets_burst": (section.ingress.packet_burst, "ingress.packet_burst", 1),
+        "rates_new_connections": (section.new_connections, "new_connections", 1),
+        "rates_new_connections_burst": (section.new_connections_burst, "new_connections_burst", 1),
+        "rates_connections": (section.connections, "connections", 0),
     }
-    found = {key: _amount(value, values, key) for key, value in given.items() if value is not None}
+    found = {
+        name: _amount(value, values, f"rates.{key}", least, _WORD)
+        for name, (value, key, least) in given.items()
+        if value is not None
+    }
     for key in ("rates_egress_packets", "rates_ingress_packets"):
         if key in found:
             found.setdefault(f"{key}_burst", max(16, found[key] // 10))

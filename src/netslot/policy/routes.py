@@ -9,9 +9,12 @@ from __future__ import annotations
 import errno
 import functools
 import socket
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from typing import TypeVar
 
 from netslot.errors import KernelError, SpecError
 from netslot.kernel import fib, netlink
@@ -20,6 +23,7 @@ from netslot.policy.base import NO_LINKS, Difference, Links, Parameters, Values
 from netslot.spec.policies import Route, RouteRule, RoutesSection
 from netslot.spec.render import render
 
+_IFNAME_BYTES = 15
 _PROTOCOLS = {"": 0, "icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58}
 
 
@@ -39,9 +43,28 @@ def cast(
     die = RoutesDie(section, defaults, links, directory)
     tunnels.probe(tunnels.wanted(section.tunnels, values, directory))
     names = {values["uplink_if"], values.get("guest_if", ""), *(tunnel.name for tunnel in section.tunnels)}
-    die.wanted_routes(values, defaults, dict.fromkeys(names, 1))
-    die.wanted_rules(values)
+    given = die.wanted_routes(values, defaults, dict.fromkeys(names, 1))
+    _check_unique(given, die.wanted_rules(values))
     return die
+
+
+def _check_unique(routes: Sequence[fib.Route], rules: Sequence[fib.Rule]) -> None:
+    """The kernel refuses the second of two routes. Which of two rules of one priority is tried first would hang on
+    which was added first, also by a repair."""
+    if again := _twice([_key(route) for route in routes]):
+        raise SpecError(f"two routes to {again[0]} in table {again[1]}, metric {again[2]}", key="routes.routes")
+    if again := _twice([(rule.family, rule.priority) for rule in rules]):
+        raise SpecError(f"two rules of one family have priority {again[1]}", key="routes.rules")
+
+
+def _twice(keys: Sequence[tuple[object, ...]]) -> tuple[object, ...] | None:
+    """The first key that is there twice."""
+    seen: set[tuple[object, ...]] = set()
+    for key in keys:
+        if key in seen:
+            return key
+        seen.add(key)
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,15 +139,31 @@ class RoutesDie:
 
     def wanted_routes(self, values: Values, parameters: Parameters, links: Links) -> list[fib.Route]:
         """The routes of one slot; ``links`` are the indexes of the interfaces that they name."""
-        return [route for entry in self.section.routes for route in _routes(entry, values, parameters, links)]
+        found: list[fib.Route] = []
+        for number, entry in enumerate(self.section.routes):
+            found += _keyed(f"routes.routes.{number}", partial(_routes, entry, values, parameters, links))
+        return found
 
     def wanted_rules(self, values: Values) -> list[fib.Rule]:
         """The routing rules of one slot."""
         found: list[fib.Rule] = []
-        for entry in self.section.rules:
-            texts = (entry.source, entry.destination, entry.ports, entry.input)
-            found += _rules(entry, *(_rendered(text, values) for text in texts))
+        for number, entry in enumerate(self.section.rules):
+            texts = [_rendered(each, values) for each in (entry.source, entry.destination, entry.ports, entry.input)]
+            found += _keyed(f"routes.rules.{number}", partial(_rules, entry, *texts))
         return found
+
+
+_T = TypeVar("_T")
+
+
+def _keyed(key: str, work: Callable[[], Sequence[_T]]) -> Sequence[_T]:
+    """What ``work`` returns; its SpecErrors and ValueErrors are the entry's that ``key`` names."""
+    try:
+        return work()
+    except ValueError as error:
+        raise SpecError(str(error), key=key) from None
+    except SpecError as error:
+        raise SpecError(error.message, key=key, hint=error.hint) from None
 
 
 def _key(route: fib.Route) -> tuple[object, ...]:
@@ -161,13 +200,9 @@ def _routes(entry: Route, values: Values, parameters: Parameters, links: Links) 
     device, source = _rendered(entry.device, values), _rendered(entry.source, values)
     if entry.kind == "unicast" and device not in links:
         hint = f"it has: {', '.join(sorted(links))}"
-        raise SpecError(f"the slot has no link {device!r}", key=_key_of(entry), hint=hint)
+        raise SpecError(f"the slot has no link {device!r}", hint=hint)
     index = links[device] if entry.kind == "unicast" else 0
     return [_route(entry, to, via, index, source) for to in _destinations(entry.to, values, parameters)]
-
-
-def _key_of(entry: Route) -> str:
-    return f"routes.routes to {entry.to}"
 
 
 _network = functools.lru_cache(maxsize=1024)(ip_network)
@@ -176,20 +211,18 @@ _network = functools.lru_cache(maxsize=1024)(ip_network)
 @functools.lru_cache(maxsize=1024)
 def _route(entry: Route, to: str, gateways: tuple[str, ...], device: int, preferred: str) -> fib.Route:
     """Most routes are the same in all slots, so that working them out once is enough; here and below."""
-    key = _key_of(entry)
-    try:
-        destination = _network(to)
-        via = [ip_address(text) for text in gateways]
-        # An entry that a list fills serves both families: each destination takes the gateways of its own.
-        own = tuple(gateway for gateway in via if gateway.version == destination.version)
-        source = ip_address(preferred) if preferred else None
-    except ValueError as error:
-        raise SpecError(str(error), key=key) from None
+    destination = _network(to)
+    via = [ip_address(text) for text in gateways]
+    # An entry that a list fills serves both families: each destination takes the gateways of its own.
+    own = tuple(gateway for gateway in via if gateway.version == destination.version)
+    source = ip_address(preferred) if preferred else None
     if via and not own:
-        raise SpecError(f"no gateway of {destination}'s family", key=key)
+        raise SpecError(f"no gateway of {destination}'s family")
+    if source is not None and source.version != destination.version:
+        raise SpecError(f"source {source} is not of {destination}'s family")
     if not destination.prefixlen and entry.table == fib.MAIN_TABLE and not entry.metric:
         hint = "put it into a table of its own (table = 100) and say with a rule who uses that"
-        raise SpecError("the main table has the slot's own default route", key=key, hint=hint)
+        raise SpecError("the main table has the slot's own default route", hint=hint)
     return fib.Route(
         destination=destination,
         kind=fib.KINDS[entry.kind],
@@ -205,19 +238,18 @@ def _route(entry: Route, to: str, gateways: tuple[str, ...], device: int, prefer
 
 @functools.lru_cache(maxsize=1024)
 def _rules(entry: RouteRule, sender: str, receiver: str, range_: str, link: str) -> tuple[fib.Rule, ...]:
-    key = f"routes.rules priority {entry.priority}"
-    try:
-        source = ip_network(sender) if sender else None
-        destination = ip_network(receiver) if receiver else None
-        low, _, high = range_.partition("-")
-        ports = (int(low), int(high or low)) if low else None
-    except ValueError as error:
-        raise SpecError(str(error), key=key) from None
+    source = ip_network(sender) if sender else None
+    destination = ip_network(receiver) if receiver else None
+    if len(link.encode()) > _IFNAME_BYTES:
+        raise SpecError(f"{link!r} is too long for an interface's name")
     if (entry.kind == "table") != bool(entry.table):
-        raise SpecError("a rule names a table, or a kind that drops", key=key)
+        raise SpecError("a rule names a table, or a kind that drops")
     versions = {net.version for net in (source, destination) if net is not None} or {entry.family} - {0} or {4, 6}
     if len(versions) == 2 and (source or destination):
-        raise SpecError("source and destination are of two families", key=key)
+        raise SpecError("source and destination are of two families")
+    if entry.family and versions != {entry.family}:
+        raise SpecError(f"family is {entry.family}, and the addresses are IPv{versions.pop()}")
+    ports = _ports(range_)
     return tuple(
         fib.Rule(
             family=socket.AF_INET if version == 4 else socket.AF_INET6,
@@ -233,3 +265,13 @@ def _rules(entry: RouteRule, sender: str, receiver: str, range_: str, link: str)
         )
         for version in sorted(versions)
     )
+
+
+def _ports(text: str) -> tuple[int, int] | None:
+    """A port or a range of them; none is any."""
+    if not text:
+        return None
+    low, dash, high = text.partition("-")
+    if not low.isdecimal() or (dash and not high.isdecimal()) or not 1 <= int(low) <= int(high or low) <= 65535:
+        raise SpecError(f"{text!r} is no port or range of ports", hint="443 or 8000-8999")
+    return int(low), int(high or low)

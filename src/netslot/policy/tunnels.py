@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip_network
 from pathlib import Path
+from typing import NamedTuple
 
 from netslot.errors import HostError, KernelError, SpecError
 from netslot.kernel import netlink, netns, wireguard
@@ -18,9 +19,64 @@ from netslot.policy.base import Difference, Values
 from netslot.spec.policies import Tunnel, WireguardPeer
 from netslot.spec.render import render
 
+TABLE = "netslot_tunnels"
+"""The nf_tables table that keeps the workload from tunnels' ports."""
 _ALIAS = "netslot tunnel"
 _FORWARD = {rt.IPV4_DEVCONF_FORWARDING: 1, rt.IPV4_DEVCONF_ACCEPT_REDIRECTS: 0}
+_LEAST_MTU = 68  # RFC 791
+_MOST_IDENTIFIER = 0xFFFFFF
+_GRE, _IPIP, _IPV6, _UDP = 47, 4, 41, 17
+_CARRIERS: Mapping[str, tuple[int, ...]] = {
+    "gre": (_GRE,),
+    "gretap": (_GRE,),
+    "ip6gre": (_GRE,),
+    "ip6gretap": (_GRE,),
+    "ipip": (_IPIP,),
+    "sit": (_IPV6,),
+    "ip6tnl": (_IPIP, _IPV6),
+}
+_PORTS = {"vxlan": 4789, "geneve": 6081, "wireguard": 0}
+_UNAUTHENTICATED = frozenset(("vxlan", "geneve"))
 _MODULES = {"gre": "ip_gre", "gretap": "ip_gre", "ip6gre": "ip6_gre", "ip6gretap": "ip6_gre", "ip6tnl": "ip6_tunnel"}
+
+
+class Arrival(NamedTuple):
+    """Packets that come to a slot by one of its tunnels: an IP protocol, and of UDP the port that they come to."""
+
+    protocol: int
+    port: int = 0
+
+
+def arrivals(section: Sequence[Tunnel]) -> tuple[Arrival, ...]:
+    """What a NAT must leave to the slot, which otherwise is nobody's address outside but the guest's.
+
+    SpecError for a tunnel of which that cannot be known.
+    """
+    found: dict[Arrival, None] = {}
+    for number, tunnel in enumerate(section):
+        port = tunnel.port or _PORTS.get(tunnel.kind, 0)
+        if tunnel.kind in _PORTS and not port:
+            hint = "say port = 51820, or any other: the kernel's own choice is not known to the NAT"
+            raise SpecError("beside nat.kind, WireGuard needs a port", key=f"routes.tunnels.{number}", hint=hint)
+        carried = [Arrival(_UDP, port)] if port else [Arrival(each) for each in _CARRIERS[tunnel.kind]]
+        found |= dict.fromkeys(carried)
+    return tuple(found)
+
+
+def nft_text(section: Sequence[Tunnel], *, inner: bool) -> str:
+    """The nf_tables table that keeps the workload from a tunnel's port on the slot; empty where none needs it.
+
+    VXLAN and Geneve take packets from whoever sends them to their port (vxlan_rcv()): what is inside would come out
+    of the tunnel, past all rules for what comes from the workload. The kinds without ports know their other end by
+    its address, which reverse-path filters keep the workload from; WireGuard's has a key.
+    """
+    ports = sorted({tunnel.port or _PORTS[tunnel.kind] for tunnel in section if tunnel.kind in _UNAUTHENTICATED})
+    links = ["lo", *(["${guest_if}"] if inner else [])]
+    rules = [f'\t\tiifname "{link}" udp dport {port} counter drop\n' for link in links for port in ports]
+    if not rules:
+        return ""
+    chain = f"\tchain arrive {{\n\t\ttype filter hook input priority -300;\n{''.join(rules)}\t}}\n"
+    return f"table inet {TABLE} {{\n{chain}}}\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +94,8 @@ class Wanted:
 def wanted(section: Sequence[Tunnel], values: Values, directory: Path) -> list[Wanted]:
     """The tunnels of one slot; SpecError for what makes none."""
     found = []
-    for tunnel in section:
-        key = f"routes.tunnels {tunnel.name}"
+    for number, tunnel in enumerate(section):
+        key = f"routes.tunnels.{number}"
         try:
             found.append(_one(tunnel, values, directory, key))
         except ValueError as error:
@@ -56,6 +112,10 @@ def _one(tunnel: Tunnel, values: Values, directory: Path, key: str) -> Wanted:
     if not versions <= kernel.VERSIONS[tunnel.kind] or len(versions) > 1:
         allowed = " or ".join(f"IPv{version}" for version in sorted(kernel.VERSIONS[tunnel.kind])) or "none"
         raise SpecError(f"ends of a {tunnel.kind} tunnel: {allowed}, both of one version", key=key)
+    if 0 < tunnel.mtu < _LEAST_MTU:
+        raise SpecError(f"mtu {tunnel.mtu} is below {_LEAST_MTU}", key=key)
+    if tunnel.kind in ("vxlan", "geneve") and (tunnel.id or 0) > _MOST_IDENTIFIER:
+        raise SpecError(f"id {tunnel.id} is beyond {_MOST_IDENTIFIER}", key=key)
     if tunnel.kind != "wireguard" and remote is None:
         raise SpecError(f"a {tunnel.kind} tunnel needs a remote end", key=key)
     addresses = (tunnel.address,) if isinstance(tunnel.address, str) else tunnel.address

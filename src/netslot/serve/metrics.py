@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from netslot.host import slots
+from netslot.host import showing, slots
 from netslot.host.engine import Engine
 from netslot.host.ledger import STATES
 from netslot.host.plan import SlotPlan
@@ -60,9 +60,13 @@ class _Slots(Collector):
 
 
 def traffic(plan: SlotPlan) -> bytes:
-    """Packets and drops of a slot's links, as more lines for :meth:`Metrics.text`. Runs on a worker thread."""
+    """Packets and drops of a slot's links, and what its BPF counters say, as more lines for :meth:`Metrics.text`.
+
+    Runs on a worker thread.
+    """
     with slots.inside(plan), open("/proc/thread-self/net/dev", encoding="ascii") as file:
         rows = [line.replace(":", " ").split() for line in file.readlines()[2:]]
+        counted = showing.counted(plan).get("traffic", {})
     lines = []
     for row in rows:
         for direction, start in (("receive", 1), ("transmit", 9)):
@@ -74,7 +78,19 @@ def traffic(plan: SlotPlan) -> bytes:
     by_name = [[line for line in lines if line.startswith(f"netslot_slot_{name}")] for name in _TRAFFIC]
     return (
         "\n".join(part for head, body in zip(typed, by_name, strict=True) for part in (head, *body)) + "\n"
-    ).encode()
+    ).encode() + _counted(plan.number, counted)
+
+
+def _counted(number: int, by_direction: dict[str, dict[str, dict[str, int]]]) -> bytes:
+    """What passed the uplink, and what programs dropped there."""
+    lines = []
+    for unit in ("packets", "bytes") if by_direction else ():
+        lines.append(f"# TYPE netslot_slot_uplink_{unit}_total counter")
+        for direction, verdicts in by_direction.items():
+            for verdict, amounts in verdicts.items():
+                labels = f'slot="{number}",direction="{direction}",verdict="{verdict}"'
+                lines.append(f"netslot_slot_uplink_{unit}_total{{{labels}}} {amounts[unit]}")
+    return "".join(f"{line}\n" for line in lines).encode()
 
 
 def usage(plan: SlotPlan) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 
 Path: TypeAlias = tuple[str, ...]
@@ -47,13 +47,25 @@ def key_lines(text: str) -> dict[Path, int]:
     return lines
 
 
-def line_of(path: Path, lines: dict[Path, int]) -> int | None:
+def line_of(path: Path, lines: Mapping[Path, int]) -> int | None:
     """The line of ``path``, or of the nearest key that holds it."""
     while path:
         if path in lines:
             return lines[path]
         path = path[:-1]
     return None
+
+
+def told_at(path: Path, lines: Mapping[Path, int]) -> Path:
+    """``path``, or the host's key where a class has not set it itself: there it stands in the file."""
+    if path[:1] == ("class",) and _depth(path[2:], lines) > max(0, _depth(path, lines) - 2):
+        return path[2:]
+    return path
+
+
+def _depth(path: Path, lines: Mapping[Path, int]) -> int:
+    """How much of ``path`` the file has."""
+    return next((length for length in range(len(path), 0, -1) if path[:length] in lines), 0)
 
 
 def _key(text: str, position: int) -> tuple[Path, int]:

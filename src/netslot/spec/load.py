@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from netslot.errors import SpecError, UsageError
-from netslot.spec import assemble, parameters, rosters, variables
+from netslot.spec import assemble, crosschecks, parameters, rosters, variables
 from netslot.spec.convert import convert
 from netslot.spec.document import ClassSection, Document, ParameterSection, RulesSection
 from netslot.spec.lines import key_lines
@@ -125,6 +125,7 @@ class _Builder:
             hold_down=assemble.seconds(document.limits.hold_down),
             classes={name: self._class(name, section, residents.get(name)) for name, section in classes.items()},
             roster=self._roster_file(),
+            lines=problems.lines,
         )
         assemble.check_sizes(problems, spec)
         rosters.check(problems, spec)
@@ -138,6 +139,7 @@ class _Builder:
             if each.rules is not None:
                 self._check_variables(each.rules, values, each.lists, ("class", name, "rules"))
             assemble.check_texts(problems, each, values)
+            crosschecks.check(problems, each)
         return spec
 
     def _root(self) -> Root:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from pathlib import Path
 
-from netslot.errors import UsageError
+from netslot.errors import SpecError, UsageError
 from netslot.spec.document import AttachmentSection, Backend
+from netslot.spec.lines import line_of, told_at
 from netslot.spec.parameters import Bound, Parameter
 from netslot.spec.policies import BpfSection, CgroupSection, NatSection, RatesSection, RoutesSection
 from netslot.spec.roster import Resident
@@ -178,6 +180,17 @@ class HostSpec:
     """At least one, in the file's order."""
     roster: RuleFile | None = None
     """The file that says who the residents are."""
+    lines: Mapping[tuple[str, ...], int] = dataclasses.field(default_factory=dict)
+    """Where the file's keys are; see :mod:`netslot.spec.lines`."""
+
+    def placed(self, error: SpecError, class_name: str) -> SpecError:
+        """``error`` with file and line, where only the key of a class's section is known to it."""
+        if error.file is not None or error.key is None:
+            return error
+        path = told_at(("class", class_name, *error.key.split(".")), self.lines)
+        found = SpecError(error.message, file=str(self.file), line=line_of(path, self.lines), hint=error.hint)
+        found.key = error.key
+        return found
 
     @property
     def slots(self) -> int:

@@ -6,17 +6,19 @@ that the spec declares; its content is bound when a slot is acquired.
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
 from netslot.errors import SpecError
 
 Quantity: TypeAlias = int | str
 """A number, or text such as ``64k``, ``20M``, ``1G`` (powers of 1,000; ``Ki``, ``Mi``, ``Gi`` of 1,024)."""
 
-LinkHook = Literal["egress", "ingress"]
-CgroupHook = Literal[
+Hook = Literal[
+    "egress",
+    "ingress",
     "cgroup/egress",
     "cgroup/ingress",
     "cgroup/connect4",
@@ -25,6 +27,11 @@ CgroupHook = Literal[
     "cgroup/sendmsg6",
     "cgroup/sock_create",
 ]
+Word: TypeAlias = Annotated[int, Meta(ge=0, le=0xFFFFFFFF)]
+Port: TypeAlias = Annotated[int, Meta(ge=0, le=65535)]
+LinkMtu: TypeAlias = Annotated[int, Meta(ge=0, le=65535)]
+Operations: TypeAlias = Annotated[int, Meta(ge=1, le=0xFFFFFFFF)]
+LinkName: TypeAlias = Annotated[str, Meta(pattern=r"^[^\s/:]{1,15}$")]
 
 
 class NatSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,12 +48,13 @@ class BpfProgram(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Path of the object file, relative to the spec file."""
     program: str
     """Name of the function in it."""
-    hook: LinkHook | CgroupHook
+    hook: Hook
     """Where it is attached: the slot's uplink (tc), or the slot's cgroup."""
     constants: dict[str, str | int] = {}
     """``const volatile`` variables by name: numbers, addresses, MACs, texts with variables."""
     maps: dict[str, str] = {}
-    """Maps by name, and the parameter that fills each: CIDRs (LPM trie), ports (hash), a number (array)."""
+    """Maps by name, and the parameter that fills each: CIDRs (LPM trie), ports (hash), a number (array). A map is one
+    for all programs of its object file."""
 
 
 class BpfFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -79,15 +87,15 @@ class IoLimit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``major:minor``."""
     read_bytes: Quantity | None = None
     write_bytes: Quantity | None = None
-    read_operations: int | None = None
-    write_operations: int | None = None
+    read_operations: Operations | None = None
+    write_operations: Operations | None = None
 
 
 class CgroupSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[cgroup]``: one cgroup per slot. Values may be a parameter's, as ``${name}``."""
 
     parent: str = "netslot"
-    """Cgroup that holds all slots' cgroups, below the root of each hierarchy."""
+    """Cgroup that holds all slots' cgroups, below the root of each hierarchy: ``netslot``, ``a/b``; no variables."""
     cpu: str | float | None = None
     """CPUs' worth of time: 0.5, 2."""
     cpu_weight: str | int | None = None
@@ -111,23 +119,23 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device: str = "${uplink_if}"
     source: str = ""
     """Preferred source address."""
-    table: int = 254
+    table: Annotated[int, Meta(ge=1, le=0xFFFFFFFF)] = 254
     """254 is the main table; 1 to 252 are the slot's own to use."""
-    metric: int = 0
-    mtu: int = 0
+    metric: Word = 0
+    mtu: LinkMtu = 0
     onlink: bool = False
 
 
 class RouteRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[[routes.rules]]``: which packets use which table, inside the slot."""
 
-    priority: int
+    priority: Annotated[int, Meta(ge=1, le=32765)]
     """1 to 32765, each at most once per family."""
-    table: int = 0
+    table: Word = 0
     kind: Literal["table", "blackhole", "prohibit", "unreachable"] = "table"
     source: str = ""
     destination: str = ""
-    mark: int | None = None
+    mark: Word | None = None
     input: str = ""
     """Name of the incoming interface."""
     protocol: Literal["", "tcp", "udp", "icmp", "icmpv6"] = ""
@@ -146,7 +154,7 @@ class WireguardPeer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``192.0.2.1:51820`` or ``[2001:db8::1]:51820``; without one the peer must begin."""
     allowed: tuple[str, ...] = ("0.0.0.0/0", "::/0")
     """What the peer may send from, and what is sent to it."""
-    keepalive: int = 0
+    keepalive: Port = 0
     """Seconds between packets that keep a NAT on the way open; 0 for none."""
     preshared_key: str = ""
 
@@ -154,7 +162,7 @@ class WireguardPeer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Tunnel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[[routes.tunnels]]``: a tunnel link of the slot's own, for routes to go through."""
 
-    name: str
+    name: LinkName
     local: str = ""
     """The slot's end: ``${address}`` or ``${address6}``. Not for wireguard."""
     remote: str = ""
@@ -165,11 +173,11 @@ class Tunnel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """As the kernel names them. gre, gretap, ipip and sit go over IPv4; ip6gre, ip6gretap and ip6tnl over IPv6."""
     address: str | tuple[str, ...] = ()
     """Addresses and prefix lengths on the link."""
-    id: int | None = None
+    id: Word | None = None
     """VXLAN or Geneve network identifier (default 1), or GRE key (default: none)."""
-    port: int = 0
+    port: Port = 0
     """UDP port of VXLAN (default 4789), Geneve (6081) or WireGuard (any)."""
-    mtu: int = 0
+    mtu: LinkMtu = 0
     private_key: str = ""
     """WireGuard's, as ``wg genkey`` writes it, or a parameter. It stands in the spec or the lease for all to read."""
     private_key_file: str = ""
@@ -189,9 +197,9 @@ class Rate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[rates.egress]``, ``[rates.ingress]``: limits of one direction. A value may be a parameter's: ``${name}``."""
 
     bandwidth: Quantity | None = None
-    """Bits a second: ``10M``."""
+    """Bits a second: ``10M``; from 8k to 200G."""
     burst: Quantity | None = None
-    """Bytes that may pass at once; default: 10 ms of the bandwidth, at least 64 KiB."""
+    """Bytes that may pass at once, at least a frame; default: 10 ms of the bandwidth, at least 64 KiB."""
     packets: Quantity | None = None
     """Packets a second."""
     packet_burst: Quantity | None = None

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from netslot.errors import SpecError
 from netslot.spec import variables
-from netslot.spec.lines import Path, line_of
+from netslot.spec.lines import Path, line_of, told_at
 from netslot.spec.model import RuleFile
 from netslot.spec.render import nearest
 
@@ -20,12 +20,8 @@ class Problems:
         self._found: list[SpecError] = []
 
     def add(self, path: Path, message: str, *, hint: str | None = None) -> None:
-        """Note a problem of the key ``path``; the same one twice is one.
-
-        A key of a class that the class does not set itself is the host's: its place is there.
-        """
-        if path[:1] == ("class",) and _depth(path[2:], self.lines) > max(0, _depth(path, self.lines) - 2):
-            path = path[2:]
+        """Note a problem of the key ``path``; the same one twice is one."""
+        path = told_at(path, self.lines)
         key = ".".join(path) or None
         self.note(SpecError(message, file=self.file, line=line_of(path, self.lines), key=key, hint=hint))
 
@@ -58,8 +54,3 @@ class Problems:
         every = SpecError(first.message + also, hint=first.hint)
         every.file, every.line, every.key = first.file, first.line, first.key
         raise every
-
-
-def _depth(path: Path, lines: Mapping[Path, int]) -> int:
-    """How much of ``path`` the file has."""
-    return next((length for length in range(len(path), 0, -1) if path[:length] in lines), 0)
