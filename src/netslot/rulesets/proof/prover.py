@@ -93,6 +93,7 @@ def prove(dump: Dump, places: Places, arrangement: Arrangement, enough: int = 5)
         verdict.assumptions.append("no link of the host but the slots' is in a slots' group (migrate sets these)")
     verdict.assumptions += [
         "a connection that is open was translated as the rules say now",
+        "the mark that a packet leaves on its connection matters where the packet passes",
         "between two tenants a denial is a denial, whether it is answered or silent",
         "what REJECT answers may come from another address than before: that of the namespace which refuses",
     ]
