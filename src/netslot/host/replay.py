@@ -62,7 +62,7 @@ class Replay:
         families = tuple(ruleset.family for ruleset in dump.rulesets)
         arrangement = aligned(places, arrangement)
         pairs = {family: both_sides(dump, places, arrangement, family) for family in families}
-        classes = classes_of(places, arrangement, list(pairs.values()))
+        classes = classes_of(places, arrangement, list(pairs.values())).kinds
         self.sides: list[Mapping[Family, Side]] = [
             {f: pair.before for f, pair in pairs.items()},
             {f: pair.after for f, pair in pairs.items()},

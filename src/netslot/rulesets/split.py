@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from netslot.rulesets.ipsets import SETS, write_sets
@@ -26,6 +26,7 @@ from netslot.rulesets.proof.tagged import FiledRuleset
 from netslot.rulesets.published import PUBLISH, write_published
 from netslot.rulesets.splitting.lengths import longest, longest_after
 from netslot.rulesets.splitting.naming import Naming, name_links
+from netslot.rulesets.splitting.ordering import Ordering, find_ordering
 from netslot.rulesets.splitting.plan import FATES, CannotSplit, Plan
 from netslot.rulesets.splitting.rooting import FROM, RootWriter
 from netslot.rulesets.splitting.sets import SetsWriter
@@ -114,16 +115,18 @@ class _Splitter:
         self._slot_sizes: list[int] = []
         self._after = 0
         self._walk_after = 0
+        self._ordering: Ordering | None = None
 
     def run(self, by_sets: bool) -> Split:
         first: dict[int, int] = {}
         for tenant, kind in enumerate(self._kinds):
             first.setdefault(kind, tenant)
+        in_order = {} if by_sets else self._find_order()
         for family in self._filed:
             if by_sets:
                 self._with_sets(family)
             else:
-                self._one_family(family, first)
+                self._one_family(family, first, in_order[family])
             if family in self._places.guessed and not by_sets:
                 note = (
                     f"no rule names an IPv{family} address of the host, and slots must know them: templates hold "
@@ -145,11 +148,20 @@ class _Splitter:
         self._files["report.json"] = "[\n" + ",\n".join(map(json.dumps, self._account())) + "\n]\n"
         return Split(self._files, report, refused, list(self._plan.notes), self._places)
 
-    def _one_family(self, family: Family, first: dict[int, int]) -> None:
+    def _find_order(self) -> dict[Family, bool]:
+        """For each family whether it matters between two tenants whose rules stand first; links are numbered then."""
+        matters = {family: self._order_matters(filed) for family, filed in self._filed.items()}
+        if any(matters.values()):
+            asked = [filed for family, filed in self._filed.items() if matters[family]]
+            self._ordering = find_ordering(asked, len(self._places.tenants))
+            if self._ordering is not None:
+                self._naming = replace(self._naming, numbers=self._ordering.numbers)
+        return matters
+
+    def _one_family(self, family: Family, first: dict[int, int], in_order: bool) -> None:
         filed = self._filed[family]
         undecided: dict[Matches, None] = {}
         writers: dict[int, SlotWriter] = {}
-        in_order = self._order_matters(filed)
         for kind, tenant in first.items():
             writer = SlotWriter(filed, self._naming, self._plan, tenant, self._attachment, in_order)
             writer.forward()
@@ -179,7 +191,7 @@ class _Splitter:
             self._attachment != "process",
         )
         root.counted = frozenset((kind, what) for kind, writer in writers.items() for what in writer.counted)
-        root.in_order = in_order
+        root.in_order, root.ordering = in_order, self._ordering
         self._keep(family, root, slot_walk, passing)
 
     def _order_matters(self, filed: FiledRuleset) -> bool:
@@ -187,13 +199,7 @@ class _Splitter:
             from netslot.rulesets.proof.whose_first import order_matters
         except ModuleNotFoundError:
             return False  # without z3 nobody can tell here, and the proof will
-        found = order_matters(filed, self._places, self._kinds)
-        if found:
-            self._plan.notes[
-                "between two tenants it matters whose rules stand first, so root keeps tenants' rules of FORWARD for "
-                "such packets, in the old order; packets to and from the outside do not meet them"
-            ] = None
-        return found
+        return order_matters(filed, self._places, self._kinds)
 
     def _with_sets(self, family: Family) -> None:
         root = SetsWriter(self._filed[family], self._places, self._plan)
@@ -269,7 +275,7 @@ class _Splitter:
                 "name": tenant.name,
                 "class": f"class{self._kinds[index]}" if first else None,
                 "link": self._places.link(index),
-                "group": self._naming.group(self._kinds[index]) if grouped else 0,
+                "group": self._naming.group(self._kinds[index], index) if grouped else 0,
                 "netns": tenant.netns,
                 "variables": self._naming.variables(index),
             }

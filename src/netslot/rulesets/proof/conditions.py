@@ -182,7 +182,7 @@ def _addrtype(x: m.AddrType, flow: Flow, places: Places) -> Truth:
 def _devgroup(x: m.DevGroup, flow: Flow, places: Places) -> Truth:
     name = flow.iif if x.direction == "in" else flow.oif
     group = places.groups.get(name)
-    if group is None and flow.place == "root" and any(one & x.mask == x.value for one in places.slot_groups):
+    if group is None and flow.place == "root" and places.is_slots_group(x.value, x.mask):
         return False
     if flow.place != "root" or group is None:
         return flow.oracle(("devgroup", x.direction, str(x.value), str(x.mask), flow.place, name), ())

@@ -9,7 +9,7 @@ of one holds of the other.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 
 from netslot.rulesets import matches as m
 from netslot.rulesets import targets as t
@@ -178,16 +178,19 @@ class Portraits:
         place = self._names[family][who].get((match.value, match.mask))
         return match if place is None else ("address", match.side, place, match.negated)
 
-    def classes(self) -> list[int]:
-        """The class of each tenant. What the directory says of it counts too: its template and its values."""
-        numbers: dict[Token, int] = {}
+    def classes(self, numbers: int = 0, alone: Collection[int] = ()) -> list[int]:
+        """The class of each tenant. What the directory says of it counts too: its template and its values.
+
+        ``numbers``: bits of links' groups that make no difference, but for those who are ``alone``.
+        """
+        known: dict[Token, int] = {}
         found = []
         for index, words in enumerate(self._words):
-            key = (tuple(words), self._after(index))
-            found.append(numbers.setdefault(key, len(numbers)))
+            key = (tuple(words), self._after(index, 0 if index in alone else numbers))
+            found.append(known.setdefault(key, len(known)))
         return found
 
-    def _after(self, index: int) -> Token:
+    def _after(self, index: int, numbers: int) -> Token:
         if self._arrangement is None:
             return None
         member, tenant = self._arrangement.members[index], self._places.tenants[index]
@@ -197,4 +200,4 @@ class Portraits:
                 forms.setdefault(address_text(value, family), (family, place))
                 forms.setdefault(network_text(value, mask, family), (family, place, "net"))
         values = tuple((name, forms.get(text, text)) for name, text in sorted(member.variables.items()))
-        return member.kind, values, member.group, forms.get(member.link, member.link)
+        return member.kind, values, member.group & ~numbers, forms.get(member.link, member.link)

@@ -76,10 +76,15 @@ class Places:
     def link_owner(self) -> dict[str, int]:
         return {name: index for index, tenant in enumerate(self.tenants) for name in tenant.interfaces}
 
+    def is_slots_group(self, value: int, mask: int) -> bool:
+        """Whether some slot's link is in this group, and so no other link is. One bit is no group."""
+        if mask not in self._slot_groups:
+            self._slot_groups[mask] = frozenset(group & mask for group in self.groups.values())
+        return mask.bit_count() > 1 and value in self._slot_groups[mask]
+
     @cached_property
-    def slot_groups(self) -> frozenset[int]:
-        """The groups that slots' links are in, and no other link is."""
-        return frozenset(self.groups.values())
+    def _slot_groups(self) -> dict[int, frozenset[int]]:
+        return {}
 
     @cached_property
     def _by_mask(self) -> dict[Family, list[tuple[int, dict[int, int]]]]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import z3
 
 from netslot.rulesets.model import Dump, Family
 from netslot.rulesets.proof.alike import alike
 from netslot.rulesets.proof.arrangement import NO_SLOT, Arrangement
+from netslot.rulesets.proof.comparing import compared_bits, out_of_order
 from netslot.rulesets.proof.flow import Flow
 from netslot.rulesets.proof.journey import Journey, Result, Side, Slot, Way
 from netslot.rulesets.proof.limits import Limits, asks_for_fragments, tracks, unheard
@@ -20,6 +21,7 @@ from netslot.rulesets.proof.orders import Orders
 from netslot.rulesets.proof.places import NOBODY, Places, widened
 from netslot.rulesets.proof.scenarios import Cast, cast, elsewhere, from_tenant, others
 from netslot.rulesets.proof.solving import ConcretePacket, Unknowns, concrete, differences, plainest
+from netslot.rulesets.proof.standing import standings
 from netslot.rulesets.proof.tagged import FiledRuleset
 from netslot.rulesets.proof.terms import Truth, any_of, either, negate
 from netslot.rulesets.proof.translations import Translations
@@ -69,6 +71,13 @@ class Sides:
     after: Side
 
 
+class Classes(NamedTuple):
+    """``kinds``: the class of each tenant. ``obstacle``: why one of each class cannot stand for all."""
+
+    kinds: list[int]
+    obstacle: str = ""
+
+
 def prove(dump: Dump, places: Places, arrangement: Arrangement, enough: int = 5) -> Verdict:
     """Compare the dump with the arrangement for all packets. ``places`` comes from the dump, not the arrangement.
 
@@ -84,7 +93,10 @@ def prove(dump: Dump, places: Places, arrangement: Arrangement, enough: int = 5)
     places = widened(places, arrangement.root)
     arrangement = aligned(places, arrangement)
     families = [both_sides(dump, places, arrangement, ruleset.family) for ruleset in dump.rulesets]
-    kinds = classes_of(places, arrangement, families)
+    kinds, obstacle = classes_of(places, arrangement, families)
+    if obstacle:
+        verdict.obstacles.append(obstacle)
+        return verdict
     orders = [Orders(sides.before.root, kinds) for sides in families]
     players = cast(kinds, orders[0].rank)
     verdict.classes = len(players.first)
@@ -120,12 +132,24 @@ def prove(dump: Dump, places: Places, arrangement: Arrangement, enough: int = 5)
     return verdict
 
 
-def classes_of(places: Places, arrangement: Arrangement, families: Sequence[Sides]) -> list[int]:
+def classes_of(places: Places, arrangement: Arrangement, families: Sequence[Sides]) -> Classes:
     """The class of each tenant: members are renamings of each other on both sides."""
     portraits = Portraits(places, arrangement)
     for sides in families:
         portraits.add(sides.family, sides.before.root, sides.after.root)
-    return portraits.classes()
+    bits = compared_bits(sides.after.root.ruleset for sides in families)
+    kinds = portraits.classes(bits)
+    alone: set[int] = set()
+    numbers = [member.group & bits for member in arrangement.members]
+    for standing in (each for sides in families for each in standings(sides.before.root) if bits):
+        strangers = out_of_order(standing.tenants, numbers, kinds) if standing.mode != "mixed" else None
+        if strangers is None:
+            where = f"{standing.table} {standing.chain}"
+            return Classes(
+                kinds, f"root compares the numbers of links, and tenants' rules of {where} have no such order"
+            )
+        alone |= strangers
+    return Classes(portraits.classes(bits, alone) if alone else kinds)
 
 
 def both_sides(dump: Dump, places: Places, arrangement: Arrangement, family: Family) -> Sides:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from netslot.rulesets import matches as m
 from netslot.rulesets.model import Family
@@ -12,21 +12,26 @@ from netslot.rulesets.values import ALL_ONES, network_text
 
 GROUP = 0x5107
 """Group of slots' links where their names have no beginning of their own; classes follow it."""
+NUMBERED = 0x5 << 28
+"""The same where each link has a number in its group: 12 bits of class and 16 of number follow."""
 
 
 @dataclass(frozen=True)
 class Naming:
-    """``stem``: what all tenants' links and no other interface begin with, '' if there is no such thing."""
+    """``stem``: what all tenants' links and no other interface begin with, '' if there is no such thing.
+
+    ``numbers``: the number that each tenant's link has in its group, where root asks for these.
+    """
 
     places: Places
     stem: str
-    by_group: bool = False
+    numbers: Mapping[int, int] = field(default_factory=dict)
 
     def link(self, direction: m.Direction) -> m.Match:
         """The condition that a packet comes from, or goes to, some slot."""
         if self.stem:
             return m.Interface(direction, self.stem, wildcard=True)
-        return m.DevGroup(direction, GROUP, 0xFFFF)
+        return m.DevGroup(direction, NUMBERED, 0xF0000000) if self.numbers else m.DevGroup(direction, GROUP, 0xFFFF)
 
     def no_link(self, direction: m.Direction) -> m.Match:
         """The condition that a packet does not."""
@@ -34,14 +39,15 @@ class Naming:
         assert isinstance(match, m.Interface | m.DevGroup)
         return replace(match, negated=True)
 
-    def class_link(self, direction: m.Direction, number: int) -> m.Match:
+    def class_link(self, direction: m.Direction, kind: int) -> m.Match:
         """The same, for the slots of one class."""
-        return m.DevGroup(direction, self.group(number), 0xFFFFFFFF)
+        if self.numbers:
+            return m.DevGroup(direction, NUMBERED | kind << 16, 0xFFFF0000)
+        return m.DevGroup(direction, (kind + 1) << 16 | GROUP, 0xFFFFFFFF)
 
-    @staticmethod
-    def group(number: int) -> int:
-        """The group of the links of one class: the low half says 'slot', the high half which class."""
-        return (number + 1) << 16 | GROUP
+    def group(self, kind: int, tenant: int) -> int:
+        """The group of the link of a tenant of this class: which class, and 'slot' or the link's number."""
+        return NUMBERED | kind << 16 | self.numbers[tenant] if self.numbers else (kind + 1) << 16 | GROUP
 
     def pool(self, family: Family) -> Pattern | None:
         """The bits that all tenants' addresses share."""

@@ -15,10 +15,13 @@ from netslot.rulesets import matches as m
 from netslot.rulesets import targets as t
 from netslot.rulesets.ipsets import Part
 from netslot.rulesets.model import Chain, Family, Rule
+from netslot.rulesets.proof.comparing import comparison
 from netslot.rulesets.proof.places import NOBODY
+from netslot.rulesets.proof.standing import Side, side_of
 from netslot.rulesets.proof.tagged import Filed, FiledRuleset
 from netslot.rulesets.splitting.merging import General, Generaliser, Text, merged, plain
 from netslot.rulesets.splitting.naming import Naming
+from netslot.rulesets.splitting.ordering import BITS, Ordering
 from netslot.rulesets.splitting.plan import CannotSplit, Plan
 from netslot.rulesets.splitting.publishing import Maps, rewritten
 from netslot.rulesets.splitting.sets import SetRules
@@ -53,7 +56,8 @@ class RootWriter:
         self._first = {kind: tenant for tenant, kind in reversed(list(enumerate(kinds)))}
         self._class_chains: dict[str, list[str]] = {}
         self._kept: set[Rule] = set()  # rules that slots decide by, and that stand in root as they were
-        self.in_order = False  # tenants' rules of FORWARD stay as they were: whose come first matters
+        self.in_order = False  # it matters between two tenants whose rules of FORWARD stand first
+        self.ordering: Ordering | None = None
         self.counted: frozenset[tuple[int, Hashable]] = frozenset()  # by class: counts of one tenant's, kept here
         self.set_rules = SetRules(naming.places, self._family)
         self.maps = Maps(naming.places, self._family, plan)
@@ -122,7 +126,7 @@ class RootWriter:
     def _own_chain(self, table: str, chain: str, items: list[Filed]) -> list[str]:
         forwarding = table == "filter" and self._only_forward(chain)
         for item in items:
-            if forwarding and self.in_order:
+            if forwarding and self._kept:
                 self._keep(table, chain, item.rule)
             elif self._stays_called(table, chain):
                 why = "its chain is called from root"
@@ -184,17 +188,22 @@ class RootWriter:
         """The rules merged by class, or with sets, or as they were; ``forwarding``: slots decide by them too."""
         if not items:
             return []
-        if forwarding and self.in_order:
+        try:
+            if forwarding and self.in_order:
+                general = self._in_their_order(table, chain, items)
+            else:
+                lists = self._by_class(table, chain, items, forwarding)
+                general = self._merged({kind: tuple(rule for _, rule in rules) for kind, rules in lists.items()})
+        except CannotSplit as reason:
+            if not (forwarding and self.in_order):
+                return self._one_by_one(table, chain, items, str(reason))
             for item in items:
                 self._keep(table, chain, item.rule)
+            self._plan.notes[
+                f"root keeps tenants' rules of {chain} for packets between tenants, as they were: it matters whose "
+                f"stand first, and {reason}"
+            ] = None
             return [item.rule.text for item in items]
-        by_tenant: dict[int, list[Filed]] = {}
-        for item in items:
-            by_tenant.setdefault(item.tenant, []).append(item)
-        try:
-            general = self._by_class(table, chain, by_tenant, forwarding)
-        except CannotSplit as reason:
-            return self._one_by_one(table, chain, items, str(reason))
         for item in items:
             sides = {role for role, _ in item.tags}
             if self._plan.fate(item.rule) is not None:
@@ -219,20 +228,63 @@ class RootWriter:
             texts.append(text)
         return texts
 
-    def _by_class(self, table: str, chain: str, by_tenant: Mapping[int, list[Filed]], forwarding: bool) -> list[Text]:
-        """What each class says here; members of a class say the same."""
-        if any(len({who for _, who in item.tags}) > 1 for items in by_tenant.values() for item in items):
-            raise CannotSplit("it names two tenants")
+    def _in_their_order(self, table: str, chain: str, items: list[Filed]) -> list[Text]:
+        """The sender's rules and the receiver's, merged, in the order in which each two tenants' stand."""
+        place = self._family, chain, items[0].segment
+        mode = self.ordering.modes.get(place, "in") if self.ordering is not None else "mixed"
+        if mode == "mixed":
+            raise CannotSplit("they stand in no order that all have")
+        beyond = next((item for item in items if self._only_slots_see(item)), None)
+        if beyond is not None:
+            raise CannotSplit(f"only a slot can ask it for all: {beyond.rule.text}")
+        lists = self._by_class(table, chain, items, False)
+        sent, got = (
+            self._merged({kind: tuple(x for side, x in rules if side == wanted) for kind, rules in lists.items()})
+            for wanted in ("in", "out")
+        )
+        if mode != "order":
+            return [*sent, *got] if mode == "in" else [*got, *sent]
+        senders = self._class_chain([*sent, *got], "sender")
+        receivers = self._class_chain([*got, *sent], "receiver")
+        compared: list[Text] = [
+            (matches, t.Goto(senders if less else receivers)) for matches, less in comparison(0, BITS)
+        ]
+        here, there = self._naming.link("in"), self._naming.link("out")
+        return [
+            ((here, there), t.Jump(self._class_chain([*compared, ((), t.Goto(senders))], "order"))),
+            ((self._naming.no_link("in"),), t.Jump(senders)),
+            ((here, self._naming.no_link("out")), t.Jump(senders)),
+        ]
+
+    def _only_slots_see(self, item: Filed) -> bool:
+        """Whether no rule of root's can ask it of packets that slots have sent on."""
+        matches = item.rule.matches
+        counts = any(isinstance(x, m.Opaque) and x.stateful for x in matches)
+        return counts or (self._frames and any(isinstance(x, m.Mac) for x in matches))
+
+    def _by_class(
+        self, table: str, chain: str, items: list[Filed], forwarding: bool
+    ) -> dict[int, tuple[tuple[Side | None, General], ...]]:
+        """What each class says here, and of which side; members of a class say the same."""
+        by_tenant: dict[int, list[Filed]] = {}
+        for item in items:
+            if len({who for _, who in item.tags}) > 1:
+                raise CannotSplit("it names two tenants")
+            by_tenant.setdefault(item.tenant, []).append(item)
         members: dict[int, list[list[Filed]]] = {}
         for tenant, kind in enumerate(self._kinds):
             members.setdefault(kind, []).append(by_tenant.get(tenant, []))
-        lists: dict[int, tuple[General, ...]] = {}
+        lists: dict[int, tuple[tuple[Side | None, General], ...]] = {}
         for kind, tenant in self._first.items():
             rows = zip(*members[kind], strict=True)  # members of a class say the same in the same order
-            rules = (
-                self._row(table, chain, row, tenant) for row in rows if not (forwarding and self._slots_own(row[0]))
+            lists[kind] = tuple(
+                (side_of(row[0]), self._row(table, chain, row, tenant))
+                for row in rows
+                if not (forwarding and self._slots_own(row[0]))
             )
-            lists[kind] = tuple(rules)
+        return lists
+
+    def _merged(self, lists: Mapping[int, tuple[General, ...]]) -> list[Text]:
         return merged(lists, self._naming, self._kinds, self._class_chain, self._own_set)
 
     def _row(self, table: str, chain: str, row: tuple[Filed, ...], tenant: int) -> General:
@@ -258,12 +310,12 @@ class RootWriter:
                     elements.append((pattern, link) if with_link else (pattern,))
         return self.set_rules.set("hash:net,iface" if with_link else "hash:net", tuple(elements))
 
-    def _class_chain(self, rules: list[Text]) -> str:
+    def _class_chain(self, rules: list[Text], stem: str = "class") -> str:
         texts = [self._text(rule) for rule in rules]
         for name, known in self._class_chains.items():
             if known == texts:
                 return name
-        name = f"netslot-class-{len(self._class_chains)}"
+        name = f"netslot-{stem}-{len(self._class_chains)}"
         self._class_chains[name] = texts
         return name
 
