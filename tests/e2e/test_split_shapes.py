@@ -216,8 +216,8 @@ SHAPES: dict[str, list[str]] = {
 
 _OWN_NUMBERS = {"dnat_out", "mark_mangle", "connmark", "zone", "classify", "log_own", "set_own"}
 """Rules with a number or name of the tenant's own in them that is no address: root keeps one for each."""
-GROWING = {*_OWN_NUMBERS, "limit_own", "quota", "addr_only_in"}
-"""And those that let pass up to a count of one tenant's, or where it matters whose rules stand first."""
+GROWING = {*_OWN_NUMBERS, "limit_own", "quota"}
+"""And those that let pass up to a count of one tenant's."""
 REFUSED = {"addr_only_out"}
 """Not proved: rules that know a tenant by its address only, and whose rule stands first."""
 
