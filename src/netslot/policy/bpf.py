@@ -67,7 +67,7 @@ def cast(
     user = None
     try:
         if section.counters:
-            parts.append(Counters())
+            parts += [Counters(link) for link in sorted(hooked(section, nat=nat))]
         if section.filter is not None:
             parts.append(Filter(section.filter, defaults))
         if section.programs:
@@ -209,11 +209,11 @@ class BpfDie:
             sock.execute([tc.del_filter(indexes[place.link], place.hook, place.priority) for place in foreign])
 
 
-def traffic(values: Values) -> tuple[Traffic, Traffic]:
-    """What a slot's counters have counted on the way out and on the way in; KernelError ENOENT without counters."""
+def traffic(values: Values, link: str = bpf_parts.UPLINK) -> tuple[Traffic, Traffic]:
+    """What a slot's counters on a link have counted, egress and ingress; KernelError ENOENT without counters."""
     with netlink.here() as sock:
-        found = bpf_parts.attached(sock, values, [bpf_parts.UPLINK])
-    return Counters.read(int(values["slot"]), found)
+        found = bpf_parts.attached(sock, values, [link])
+    return Counters.read(int(values["slot"]), found, link)
 
 
 def _close_parts(parts: Sequence[Part]) -> None:

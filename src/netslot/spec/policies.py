@@ -78,7 +78,7 @@ class BpfSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[bpf]``: programs on the slot's own links and cgroup."""
 
     counters: bool = False
-    """Count packets and bytes on the uplink by direction and verdict."""
+    """Count packets and bytes by direction and verdict, on the uplink and on a link to the workload with programs."""
     filter: BpfFilter | None = None
     programs: tuple[BpfProgram, ...] = ()
 
