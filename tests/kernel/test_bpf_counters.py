@@ -98,7 +98,7 @@ def test_read_finds_a_counter_that_counts_elsewhere(die: BpfDie) -> None:
         net.run(die.reset, values(1))
         net.run(replace_one, other)
         assert [str(d) for d in net.run(die.read, values(1), {})] == [
-            "bpf counters: the counting programs are not one"
+            "bpf up0 counters: the counting programs are not one"
         ]
     other.close()
 

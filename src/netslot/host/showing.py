@@ -14,7 +14,7 @@ from netslot.host.plan import SlotPlan
 from netslot.kernel import cgroupfs, conntrack
 from netslot.kernel import rtnetlink as rt
 from netslot.kernel.netlink import Socket
-from netslot.policy import bpf
+from netslot.policy import bpf, bpf_parts
 
 
 def inspect(plan: SlotPlan) -> dict[str, Any]:
@@ -50,16 +50,21 @@ def inspect(plan: SlotPlan) -> dict[str, Any]:
 
 
 def counted(plan: SlotPlan) -> dict[str, Any]:
-    """What the BPF counters say, by direction and verdict; nothing where the slot has none."""
+    """What the BPF counters say, by hook and verdict; nothing where the slot has none."""
     if plan.of.bpf is None or not plan.of.bpf.counters:
         return {}
     try:
-        both = bpf.traffic(plan.values)
+        found = {
+            f"{prefix}{direction}": each.by_verdict()
+            for link, prefix in ((bpf_parts.UPLINK, ""), (bpf_parts.GUEST, "guest/"))
+            if link in bpf.hooked(plan.of.bpf, nat=False)
+            for direction, each in zip(("egress", "ingress"), bpf.traffic(plan.values, link), strict=True)
+        }
     except KernelError as error:
         if error.errno != errno.ENOENT:
             raise
         return {}  # somebody has taken them away, which verify tells
-    return {"traffic": {name: each.by_verdict() for name, each in zip(("egress", "ingress"), both, strict=True)}}
+    return {"traffic": found}
 
 
 def _route(route: rt.RouteRecord, names: dict[int, str]) -> str:

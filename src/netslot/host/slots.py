@@ -252,16 +252,13 @@ def recycle(plan: SlotPlan, template: Template, workshop: Workshop, running: Cal
     """
     _refuse_processes(plan, running)
     _refuse_others_values(plan)
-    if plan.inner_netns:
-        _replace_inner(plan)
     with contextlib.ExitStack() as held:
+        slot = _renew(plan, template, held)
         with inside(plan):
-            _empty(plan)
-            for die in template.dies:
+            for die in template.late:
                 die.reset(plan.values)
             assert template.expectation is not None
             wanted = template.expectation.slot(plan)
-            slot = held.enter_context(Socket())
             strange.clear(plan, slot, None)
             changed = mend_links(plan, wanted, workshop, slot)
             slot.execute(links.forget_neighbours(plan))
@@ -270,6 +267,28 @@ def recycle(plan: SlotPlan, template: Template, workshop: Workshop, running: Cal
             raise NotCleanError(f"slot {plan.number} is not as new: {'; '.join(map(str, left[:3]))}")
         if changed:  # the link was made again, or the template is another: root's end names it too
             workshop.open_root_side(plan, slot)
+
+
+def _renew(plan: SlotPlan, template: Template, held: contextlib.ExitStack) -> Socket:
+    """Reset the dies that a slot has before its links are up; the socket is inside, and open as long as ``held``.
+
+    A container may have changed anything in its own namespace: the next one gets another, and a link that is up only
+    once everything is in force again.
+    """
+    inner_fd = held.enter_context(_new_namespace()) if plan.inner_netns else None
+    with inside(plan):
+        slot = held.enter_context(Socket())
+        _empty(plan)
+        if inner_fd is not None:
+            slot.execute([rt.delete_link(GUEST)._replace(ignore=(errno.ENODEV,))])
+            links.make_guest_link(plan, slot, inner_fd)
+        for die in template.early:
+            die.reset(plan.values)
+    if inner_fd is not None and plan.inner_netns is not None:
+        slot.execute(links.slot_side(plan))
+        _connect_inner(plan, slot, inner_fd)
+        repin(plan.inner_netns, inner_fd)
+    return slot
 
 
 def mend_links(plan: SlotPlan, wanted: links.State, workshop: Workshop, slot: Socket) -> bool:
@@ -320,20 +339,6 @@ def _empty(plan: SlotPlan) -> None:
         with Socket() as slot:
             if any(link.carrier for link in rt.links(slot) if link.ifindex == GUEST):
                 raise NotCleanError(f"a process still holds {plan.guest_if} of {plan.netns} open")
-
-
-def _replace_inner(plan: SlotPlan) -> None:
-    """A container may have changed anything in its own namespace: give the next one another."""
-    assert plan.inner_netns is not None
-    with _new_namespace() as inner_fd:
-        with inside(plan):
-            slot = Socket()
-        with slot:
-            slot.execute([rt.delete_link(GUEST)._replace(ignore=(errno.ENODEV,))])
-            links.make_guest_link(plan, slot, inner_fd)
-            slot.execute(links.slot_side(plan))
-            _connect_inner(plan, slot, inner_fd)
-        repin(plan.inner_netns, inner_fd)
 
 
 def _connect_inner(plan: SlotPlan, slot: Socket, inner_fd: int) -> None:

@@ -22,6 +22,8 @@ from netslot.kernel import bpf, cgroupfs, fib
 from netslot.kernel import rtnetlink as rt
 from netslot.kernel.netlink import Message, Request, Socket, parse_attrs
 from netslot.kernel.sysctl import IPV6_CONF, Sysctls
+from netslot.policy import bpf as bpf_policy
+from netslot.policy import bpf_parts
 from netslot.policy.bpf_user import CGROUP_HOOKS
 
 _GETQDISC, _DELQDISC = 38, 37
@@ -117,13 +119,13 @@ def _queues(plan: SlotPlan, sock: Socket) -> Iterator[Stray]:
 
 
 def _own_queues(plan: SlotPlan, index: int) -> tuple[str, ...]:
-    rates, of = plan.of.rates, plan.of
-    if index == UPLINK:
-        shaped = rates is not None and rates.egress.bandwidth is not None
-        hooked = of.bpf is not None or of.nat.kind == "bpf"
-        return (("tbf",) if shaped else ()) + (("clsact",) if hooked else ())
-    shaped = index == GUEST and rates is not None and rates.ingress.bandwidth is not None
-    return ("tbf",) if shaped else ()
+    if index not in (UPLINK, GUEST):
+        return ()
+    link, rates, of = (bpf_parts.UPLINK if index == UPLINK else bpf_parts.GUEST), plan.of.rates, plan.of
+    rate = None if rates is None else rates.egress if index == UPLINK else rates.ingress
+    shaped = rate is not None and rate.bandwidth is not None
+    hooked = link in bpf_policy.hooked(of.bpf, nat=of.nat.kind == "bpf")
+    return (("tbf",) if shaped else ()) + (("clsact",) if hooked else ())
 
 
 def _name(plan: SlotPlan, index: int) -> str:

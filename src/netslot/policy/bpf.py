@@ -1,11 +1,12 @@
-"""The bpf policy: programs on a slot's own uplink and cgroup, none of them shared with other slots' packets.
+"""The bpf policy: programs on a slot's own links and cgroup, none of them shared with other slots' packets.
 
 Nothing is pinned. What is attached to a link goes with the link, what is attached to a cgroup with the cgroup,
 maps with the programs that use them; so a crash at any moment leaves nothing that removing the slot does not
 remove. Filters carry names that begin with ``netslot/``.
 
-Besides what every die needs, ``stamp`` and ``reset`` need ``values["uplink_if"]``, and ``values["cgroup"]`` (below
-the hierarchy's root) where a program is for the cgroup, which must be there: stamp the cgroup policy first.
+Besides what every die needs, ``stamp`` and ``reset`` need ``values["uplink_if"]``, ``values["guest_if"]`` where a
+program is for the link to the workload, and ``values["cgroup"]`` (below the hierarchy's root) where one is for the
+cgroup, which must be there: stamp the cgroup policy first.
 """
 
 from __future__ import annotations
@@ -16,18 +17,28 @@ from pathlib import Path
 
 from netslot.errors import NetslotError, SpecError
 from netslot.kernel import netlink, rtnetlink, tc
-from netslot.policy import bpf_parts
+from netslot.policy import bpf_parts, bpf_user
 from netslot.policy.base import NO_LINKS, Difference, Links, Parameters, Values
 from netslot.policy.bpf_counters import Counters, Traffic
-from netslot.policy.bpf_parts import Attachment, Filter, Identity, Nat, Part, Place
+from netslot.policy.bpf_parts import Attachment, Filter, Identity, Nat, Part
 from netslot.policy.bpf_user import UserPrograms
 from netslot.policy.tunnels import Arrival
 from netslot.spec.policies import BpfSection
 
-__all__ = ["BpfDie", "Traffic", "cast", "traffic"]
+__all__ = ["BpfDie", "Traffic", "cast", "hooked", "traffic"]
 
 _MOST_PREPARED = 256
 """Datagrams that a die keeps: programs of a slot's own make another one each time."""
+
+
+def hooked(section: BpfSection | None, *, nat: bool) -> set[str]:
+    """The links that get hook points, by the variables that name them: making these costs time (decision 0094)."""
+    links = {bpf_parts.UPLINK} if nat else set()
+    if section is not None:
+        links |= bpf_user.links_of(section.programs)
+        if section.counters or section.filter is not None:
+            links.add(bpf_parts.UPLINK)
+    return links
 
 
 def cast(
@@ -56,7 +67,7 @@ def cast(
     user = None
     try:
         if section.counters:
-            parts.append(Counters())
+            parts += [Counters(link) for link in sorted(hooked(section, nat=nat))]
         if section.filter is not None:
             parts.append(Filter(section.filter, defaults))
         if section.programs:
@@ -69,14 +80,22 @@ def cast(
     except NetslotError:
         _close_parts(parts)
         raise
-    return BpfDie(parts, user, defaults, links)
+    return BpfDie(parts, user, defaults, links, sorted(hooked(section, nat=nat), reverse=True))
 
 
 class BpfDie:
     """Programs that can be put on any number of slots' links; see :class:`netslot.policy.base.Die`."""
 
-    def __init__(self, parts: Sequence[Part], user: UserPrograms | None, defaults: Parameters, links: Links) -> None:
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        user: UserPrograms | None,
+        defaults: Parameters,
+        links: Links,
+        hooked: Sequence[str],
+    ) -> None:
         self._parts = parts
+        self._hooked = hooked
         self._links = links
         self._close = weakref.finalize(self, _close_parts, parts)
         self._user = user
@@ -103,35 +122,37 @@ class BpfDie:
         on one waits for an RCU grace period since it was made, which other steps of building a slot may have had
         meanwhile (see :func:`netslot.kernel.tc.add_clsact`).
         """
-        index = self._links.get(values["uplink_if"])
-        return [tc.add_clsact(index)] if index is not None else []
+        index = self._links.get(values[bpf_parts.UPLINK])
+        return [tc.add_clsact(index)] if index is not None and bpf_parts.UPLINK in self._hooked else []
 
     def stamp(self, values: Values) -> None:
         """Attach all programs, with the parameters' defaults bound. :meth:`at_birth` must have been done."""
-        index = self._links.get(values["uplink_if"])
-        if index is None:
+        indexes = {link: self._links.get(values[link]) for link in self._hooked}
+        known = {link: index for link, index in indexes.items() if index is not None}
+        if len(known) < len(indexes):
             self._attach_anywhere(values)
         else:
-            self._attach(values, index, [])
+            self._attach(values, known, [known[link] for link in known if link != bpf_parts.UPLINK])
 
     def _attach_anywhere(self, values: Values) -> None:
         """Attach all programs; what is attached already is replaced."""
         with netlink.here() as sock:
-            index = rtnetlink.link_index(sock, values["uplink_if"])
-        self._attach(values, index, [tc.add_clsact(index)])
+            indexes = _indexes(sock, values, self._hooked)
+        self._attach(values, indexes, list(indexes.values()))
 
-    def _attach(self, values: Values, index: int, before: Sequence[netlink.Request]) -> None:
+    def _attach(self, values: Values, indexes: Links, unhooked: Sequence[int]) -> None:
+        """Attach all programs to links, of which the ``unhooked`` get their hook points first, in one datagram."""
         made = [a for part in self._parts for a in part.load(values, self._defaults)]
         attachments = [a for a in made if a.place.hook != bpf_parts.CGROUP]
-        programs = (index, len(before), *(attachment.program for attachment in attachments))
+        programs = (*indexes.values(), len(unhooked), *(attachment.program for attachment in attachments))
         try:
             prepared = self._prepared.get(programs)
             if prepared is None:
-                prepared = netlink.Prepared([*before, *_requests(index, attachments)])
+                prepared = netlink.Prepared([*map(tc.add_clsact, unhooked), *_requests(indexes, attachments)])
                 if len(self._prepared) == _MOST_PREPARED:
                     self._prepared.clear()
                 self._prepared[programs] = prepared
-            numbers = {place: attachment.number for place, attachment in enumerate(attachments, len(before))}
+            numbers = {place: attachment.number for place, attachment in enumerate(attachments, len(unhooked))}
             if prepared.by_seq:  # all programs may be the cgroup's
                 with netlink.here() as sock:
                     sock.repeat(prepared, numbers)
@@ -149,18 +170,18 @@ class BpfDie:
             if not attachments:
                 return
             with netlink.here() as sock:
-                sock.execute(_requests(rtnetlink.link_index(sock, values["uplink_if"]), attachments))
+                sock.execute(_requests(_indexes(sock, values, self._hooked), attachments))
         finally:
             _release(attachments)
 
     def read(self, values: Values, parameters: Parameters) -> list[Difference]:
         with netlink.here() as sock:
-            found = _attached(sock, rtnetlink.link_index(sock, values["uplink_if"]))
+            found = bpf_parts.attached(sock, values, self._hooked)
         differences: list[Difference] = []
         wanted = {place: tag for part in self._parts for place, tag in part.tags(values).items()}
         for place, identity in wanted.items():
             attached = found.get(place)
-            where = f"bpf {values['uplink_if']} {place}"
+            where = f"bpf {values[place.link]} {place}"
             if attached is None:
                 differences.append(Difference(where, f"program {identity.name} is missing"))
             elif (attached.name, attached.tag) != identity[:2]:
@@ -169,7 +190,7 @@ class BpfDie:
                 what = f"program {identity.name} works with number {attached.number}, not {identity.number}"
                 differences.append(Difference(where, what))
         for place in found.keys() - wanted.keys():
-            where = f"bpf {values['uplink_if']} {place}"
+            where = f"bpf {values[place.link]} {place}"
             differences.append(Difference(where, f"program {found[place].name} is not the slot's"))
         intact = {
             place: attached for place, attached in found.items() if attached.tag == wanted.get(place, _NOBODY).tag
@@ -183,16 +204,16 @@ class BpfDie:
         self._attach_anywhere(values)
         wanted = {place for part in self._parts for place in part.tags(values)}
         with netlink.here() as sock:
-            link = rtnetlink.link_index(sock, values["uplink_if"])
-            foreign = [place for place in _attached(sock, link) if place not in wanted]
-            sock.execute([tc.del_filter(link, place.hook, place.priority) for place in foreign])
+            indexes = _indexes(sock, values, self._hooked)
+            foreign = [place for place in bpf_parts.attached(sock, values, self._hooked) if place not in wanted]
+            sock.execute([tc.del_filter(indexes[place.link], place.hook, place.priority) for place in foreign])
 
 
-def traffic(values: Values) -> tuple[Traffic, Traffic]:
-    """What a slot's counters have counted on the way out and on the way in; KernelError ENOENT without counters."""
+def traffic(values: Values, link: str = bpf_parts.UPLINK) -> tuple[Traffic, Traffic]:
+    """What a slot's counters on a link have counted, egress and ingress; KernelError ENOENT without counters."""
     with netlink.here() as sock:
-        found = _attached(sock, rtnetlink.link_index(sock, values["uplink_if"]))
-    return Counters.read(int(values["slot"]), found)
+        found = bpf_parts.attached(sock, values, [link])
+    return Counters.read(int(values["slot"]), found, link)
 
 
 def _close_parts(parts: Sequence[Part]) -> None:
@@ -203,14 +224,15 @@ def _close_parts(parts: Sequence[Part]) -> None:
 _NOBODY = Identity("", b"")
 
 
-def _requests(link: int, attachments: Sequence[Attachment]) -> list[netlink.Request]:
+def _indexes(sock: netlink.Socket, values: Values, links: Sequence[str]) -> Links:
+    return {link: rtnetlink.link_index(sock, values[link]) for link in links}
+
+
+def _requests(indexes: Links, attachments: Sequence[Attachment]) -> list[netlink.Request]:
     return [
-        tc.set_filter(link, a.place.hook, a.place.priority, a.program, a.name, number=a.number) for a in attachments
+        tc.set_filter(indexes[a.place.link], a.place.hook, a.place.priority, a.program, a.name, number=a.number)
+        for a in attachments
     ]
-
-
-def _attached(sock: netlink.Socket, link: int) -> dict[Place, tc.Filter]:
-    return {Place(found.hook, found.priority): found for found in tc.filters(sock, link)}
 
 
 def _release(attachments: Sequence[Attachment]) -> None:

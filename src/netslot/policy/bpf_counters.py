@@ -25,12 +25,7 @@ GROUP: Final = 64
 
 _NAME = "netslot/count"
 _DIRECTION = struct.Struct("=QQQQ32x")
-_PLACES = (
-    Place(tc.EGRESS, bpf_parts.FIRST),
-    Place(tc.EGRESS, bpf_parts.LAST),
-    Place(tc.INGRESS, bpf_parts.FIRST),
-    Place(tc.INGRESS, bpf_parts.LAST),
-)
+_STANDS = [(hook, where) for hook in (tc.EGRESS, tc.INGRESS) for where in (bpf_parts.FIRST, bpf_parts.LAST)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +53,10 @@ class _Group:
 
 
 class Counters:
-    """One counting program around all others; its attachments say where they stand."""
+    """One counting program around all others on a link; its attachments say where they stand."""
 
-    def __init__(self) -> None:
+    def __init__(self, link: str = bpf_parts.UPLINK) -> None:
+        self._places = _places(link)
         self._source = bpf_parts.built_in("count")
         self._groups: dict[int, _Group] = {}
         self._lock = threading.Lock()
@@ -77,7 +73,7 @@ class Counters:
                 bpf.map_update(group.counters, _key(slot, direction), bytes(_DIRECTION.size))
         return [
             Attachment(place, _NAME, group.program, False, _number(slot, stand))
-            for stand, place in enumerate(_PLACES)
+            for stand, place in enumerate(self._places)
         ]
 
     def rebind(self, values: Values, parameters: Parameters) -> list[Attachment]:
@@ -85,12 +81,12 @@ class Counters:
 
     def tags(self, values: Values) -> dict[Place, Identity]:
         slot = int(values["slot"])
-        return {place: Identity(_NAME, self._tag, _number(slot, stand)) for stand, place in enumerate(_PLACES)}
+        return {place: Identity(_NAME, self._tag, _number(slot, stand)) for stand, place in enumerate(self._places)}
 
     def content(self, values: Values, parameters: Parameters, found: Mapping[Place, tc.Filter]) -> list[Difference]:
         """The four must count in one map, or what lies between them would not be what was dropped."""
-        if len({found[place].program for place in _PLACES if place in found}) > 1:
-            return [Difference("bpf counters", "the counting programs are not one")]
+        if len({found[place].program for place in self._places if place in found}) > 1:
+            return [Difference(f"bpf {values[self._places[0].link]} counters", "the counting programs are not one")]
         return []
 
     def close(self) -> None:
@@ -110,9 +106,9 @@ class Counters:
         return found
 
     @staticmethod
-    def read(slot: int, found: Mapping[Place, tc.Filter]) -> tuple[Traffic, Traffic]:
-        """Egress and ingress; KernelError ENOENT when the slot has no counters."""
-        attached = found.get(_PLACES[0])
+    def read(slot: int, found: Mapping[Place, tc.Filter], link: str) -> tuple[Traffic, Traffic]:
+        """Egress and ingress; KernelError ENOENT when the slot has no counters on the link."""
+        attached = found.get(_places(link)[0])
         if attached is None:
             raise KernelError("read the slot's counters", errno.ENOENT, hint="set counters = true in [bpf]")
         fd = bpf_parts.map_of(attached.program, "ns_counters")
@@ -122,6 +118,10 @@ class Counters:
             os.close(fd)
         out, back = (Traffic(*_DIRECTION.unpack(cell or bytes(_DIRECTION.size))) for cell in cells)
         return out, back
+
+
+def _places(link: str) -> list[Place]:
+    return [Place(hook, priority, link) for hook, priority in _STANDS]
 
 
 def _number(slot: int, stand: int) -> int:

@@ -1,23 +1,25 @@
 """What a slot's BPF programs are made of, and the built-in parts: NAT, egress filter, counters.
 
 Where on the uplink a program runs is its priority. On the way out: counting, the filter, the user's programs,
-NAT; on the way in: counting, NAT, the user's programs. So all but NAT see the guest's own address.
+NAT; on the way in: counting, NAT, the user's programs. So all but NAT see the guest's own address. On the link to
+the workload there are the user's programs only.
 """
 
 from __future__ import annotations
 
+import errno
 import functools
 import mmap
 import os
 import socket
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 from netslot.errors import KernelError, SpecError
-from netslot.kernel import bpf, elf, tc
+from netslot.kernel import bpf, elf, netlink, rtnetlink, tc
 from netslot.policy import addresses
 from netslot.policy.base import Difference, Parameters, Values
 from netslot.policy.tunnels import Arrival
@@ -28,6 +30,9 @@ FIRST, _PARSE, _FILTER4, _FILTER6, USER_EGRESS = 1, 2, 3, 4, 10
 NAT, USER_INGRESS, LAST = 20, 30, 60
 CGROUP: Final = 0
 """The hook of a :class:`Place` that is none of tc's: the slot's cgroup."""
+UPLINK: Final = "uplink_if"
+GUEST: Final = "guest_if"
+"""A slot's links, by the variables that name them."""
 
 _MOST_OWN = 8  # OWN in nat.c
 
@@ -35,10 +40,11 @@ PROTOCOLS: Final = {"icmp": 1, "tcp": 6, "udp": 17, "dccp": 33, "gre": 47, "esp"
 
 
 class Place(NamedTuple):
-    """Where a program is attached: a tc hook of the uplink and a priority."""
+    """Where a program is attached: a tc hook of one of the slot's links, and a priority."""
 
     hook: int
     priority: int
+    link: str = UPLINK
 
     def __str__(self) -> str:
         return f"{'egress' if self.hook == tc.EGRESS else 'ingress'} {self.priority}"
@@ -80,6 +86,20 @@ class Part(Protocol):
 
     def close(self) -> None:
         """Give up the descriptors of what slots share; attached programs live on."""
+
+
+def attached(sock: netlink.Socket, values: Values, links: Iterable[str]) -> dict[Place, tc.Filter]:
+    """What is attached to those of a slot's links, of which one that is gone has nothing."""
+    found: dict[Place, tc.Filter] = {}
+    for link in links:
+        try:
+            index = rtnetlink.link_index(sock, values[link])
+        except KernelError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            continue
+        found |= {Place(each.hook, each.priority, link): each for each in tc.filters(sock, index)}
+    return found
 
 
 @functools.cache

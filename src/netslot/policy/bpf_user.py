@@ -1,4 +1,4 @@
-"""Programs out of object files of the user's, on the slot's uplink or its cgroup.
+"""Programs out of object files of the user's, on the slot's links or its cgroup.
 
 A program without maps, whose constants are the same in every slot, is loaded once. Any other has maps and
 constants of the slot's own, and is loaded for each slot; its maps it shares with the others of its file there, as
@@ -19,18 +19,20 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from netslot.errors import KernelError, NetslotError, SpecError, UsageError
-from netslot.kernel import bpf, cgroupfs, elf, netlink, rtnetlink, tc
+from netslot.kernel import bpf, cgroupfs, elf, netlink, tc
 from netslot.policy import bpf_maps, bpf_parts
 from netslot.policy.base import Difference, Parameters, Values
 from netslot.policy.bpf_parts import Attachment, Identity, Place
 from netslot.spec.policies import BpfProgram
 from netslot.spec.render import render, variables_in
 
-_ON_LINKS = {
-    "egress": (bpf_parts.USER_EGRESS, bpf_parts.NAT, tc.EGRESS),
-    "ingress": (bpf_parts.USER_INGRESS, bpf_parts.LAST, tc.INGRESS),
+_ON_LINKS: Final[Mapping[str, tuple[Place, int]]] = {
+    "egress": (Place(tc.EGRESS, bpf_parts.USER_EGRESS), bpf_parts.NAT),
+    "ingress": (Place(tc.INGRESS, bpf_parts.USER_INGRESS), bpf_parts.LAST),
+    "guest/egress": (Place(tc.EGRESS, bpf_parts.USER_INGRESS, bpf_parts.GUEST), bpf_parts.LAST),
+    "guest/ingress": (Place(tc.INGRESS, bpf_parts.USER_INGRESS, bpf_parts.GUEST), bpf_parts.LAST),
 }
-"""The first priority of users' programs, the first that is not theirs any more, and the tc hook."""
+"""The place of the first of users' programs, and the first priority that is not theirs any more."""
 _REFUSED = (errno.EACCES, errno.EINVAL, errno.E2BIG)
 """What the verifier says of a program that it does not like; other errors are the host's."""
 _KEPT = 15
@@ -53,6 +55,11 @@ CGROUP_HOOKS: Final[Mapping[str, _CgroupHook]] = {
     "cgroup/sendmsg6": _CgroupHook(bpf.PROG_TYPE_CGROUP_SOCK_ADDR, 15),
 }
 """Attach points by their names in the spec; numbers of enum bpf_attach_type, linux/bpf.h."""
+
+
+def links_of(sections: Sequence[BpfProgram]) -> set[str]:
+    """The links that programs are on, by the variables that name them."""
+    return {_ON_LINKS[each.hook][0].link for each in sections if each.hook in _ON_LINKS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +163,7 @@ class UserPrograms:
         self._sources = [read(each, directory, f"bpf.programs.{n}") for n, each in enumerate(sections)]
         self._check_names()
         self._places = list(self._ordered())
+        self._links = links_of(sections)
         self._shared: dict[int, int] = {}
         self._tags: list[bytes] = []
         for index, source in enumerate(self._sources):
@@ -202,16 +210,16 @@ class UserPrograms:
 
     def _ordered(self) -> Iterator[Place]:
         """Where each program goes: those of one hook behind one another, in the spec's order."""
-        counts = {"egress": 0, "ingress": 0}
+        counts = dict.fromkeys(_ON_LINKS, 0)
         for index, source in enumerate(self._sources):
             hook = source.section.hook
             if hook in CGROUP_HOOKS:
                 yield Place(bpf_parts.CGROUP, index)
                 continue
-            first, end, direction = _ON_LINKS[hook]
-            if first + counts[hook] == end:
-                raise SpecError(f"more than {end - first} programs on {hook}", key=f"{source.key}.hook")
-            yield Place(direction, first + counts[hook])
+            first, end = _ON_LINKS[hook]
+            if first.priority + counts[hook] == end:
+                raise SpecError(f"more than {end - first.priority} programs on {hook}", key=f"{source.key}.hook")
+            yield first._replace(priority=first.priority + counts[hook])
             counts[hook] += 1
 
     def load(self, values: Values, parameters: Parameters) -> list[Attachment]:
@@ -239,8 +247,7 @@ class UserPrograms:
     def rebind(self, values: Values, parameters: Parameters) -> list[Attachment]:
         """Nothing is replaced: the maps of the attached programs are updated, element by element."""
         with netlink.here() as sock:
-            link = rtnetlink.link_index(sock, values["uplink_if"])
-            found = {Place(f.hook, f.priority): f for f in tc.filters(sock, link)}
+            found = bpf_parts.attached(sock, values, self._links)
         content = [
             self._content(source, values, parameters) for source in self._sources
         ]  # all, before any is changed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -81,15 +82,17 @@ def traffic(plan: SlotPlan) -> bytes:
     ).encode() + _counted(plan.number, counted)
 
 
-def _counted(number: int, by_direction: dict[str, dict[str, dict[str, int]]]) -> bytes:
-    """What passed the uplink, and what programs dropped there."""
-    lines = []
-    for unit in ("packets", "bytes") if by_direction else ():
-        lines.append(f"# TYPE netslot_slot_uplink_{unit}_total counter")
-        for direction, verdicts in by_direction.items():
-            for verdict, amounts in verdicts.items():
-                labels = f'slot="{number}",direction="{direction}",verdict="{verdict}"'
-                lines.append(f"netslot_slot_uplink_{unit}_total{{{labels}}} {amounts[unit]}")
+def _counted(number: int, by_hook: dict[str, dict[str, dict[str, int]]]) -> bytes:
+    """What passed the uplink or the link to the workload, and what programs dropped there."""
+    lines: list[str] = []
+    for link, unit in product(("uplink", "guest"), ("packets", "bytes")):
+        name = f"netslot_slot_{link}_{unit}_total"
+        hooks = [hook for hook in by_hook if hook.startswith("guest/") == (link == "guest")]
+        lines += [f"# TYPE {name} counter"] if hooks else []
+        for hook in hooks:
+            for verdict, amounts in by_hook[hook].items():
+                labels = f'slot="{number}",direction="{hook.removeprefix("guest/")}",verdict="{verdict}"'
+                lines.append(f"{name}{{{labels}}} {amounts[unit]}")
     return "".join(f"{line}\n" for line in lines).encode()
 
 

@@ -92,6 +92,9 @@ def _check_bpf(noted: _Noted, each: ClassSpec, section: BpfSection) -> None:
                 noted.add((*where, "constants", name), message, "give the program a map, which a parameter fills")
         if program.hook.startswith("cgroup/") and each.cgroup is None:
             noted.add((*where, "hook"), "slots have no cgroup to hang a program on", "add a section [cgroup]")
+        if program.hook.startswith("guest/") and each.guest_interface is None:
+            hint = "what the process sends and gets passes the uplink: egress, ingress"
+            noted.add((*where, "hook"), "a process lives in its slot: there is no link to it", hint)
     if section.filter is not None and section.filter.ports and not section.filter.allow:
         noted.add(("bpf", "filter", "ports"), "limits what is on 'allow', and there is none", "add allow")
 

@@ -19,6 +19,8 @@ Quantity: TypeAlias = int | str
 Hook = Literal[
     "egress",
     "ingress",
+    "guest/egress",
+    "guest/ingress",
     "cgroup/egress",
     "cgroup/ingress",
     "cgroup/connect4",
@@ -49,7 +51,8 @@ class BpfProgram(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     program: str
     """Name of the function in it."""
     hook: Hook
-    """Where it is attached: the slot's uplink (tc), or the slot's cgroup."""
+    """Where it is attached: the slot's uplink (tc), its link to the workload, or its cgroup. On links, ingress is
+    what comes into the slot: guest/ingress is what the workload sends, guest/egress what it gets."""
     constants: dict[str, str | int] = {}
     """``const volatile`` variables by name: numbers, addresses, MACs, texts with variables."""
     maps: dict[str, str] = {}
@@ -75,7 +78,7 @@ class BpfSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[bpf]``: programs on the slot's own links and cgroup."""
 
     counters: bool = False
-    """Count packets and bytes on the uplink by direction and verdict."""
+    """Count packets and bytes by direction and verdict, on the uplink and on a link to the workload with programs."""
     filter: BpfFilter | None = None
     programs: tuple[BpfProgram, ...] = ()
 

@@ -29,7 +29,7 @@ WRONG = [
     ('[bpf.filter]\nallow = "deny"\nports = "deny"', 3, "bpf.filter.ports", "of type cidrs, not ports"),
     ('[bpf.filter]\nports = ["tcp:443"]', 2, "bpf.filter.ports", "on 'allow', and there is none"),
     (PROGRAM + 'hook = "cgroup/connect4"', 4, "bpf.programs.0.hook", "no cgroup"),
-    (PROGRAM + 'hook = "xdp"', 4, "bpf.programs.0.hook", "not one of egress, ingress, cgroup/egress"),
+    (PROGRAM + 'hook = "xdp"', 4, "bpf.programs.0.hook", "not one of egress, ingress, guest/egress"),
     (PROGRAM + 'hook = "egress"\nmaps = { m = "no" }', 5, "bpf.programs.0.maps.m", "there is no parameter 'no'"),
     (
         PROGRAM + 'hook = "egress"\nconstants.c = "${size}"',
