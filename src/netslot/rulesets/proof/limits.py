@@ -32,7 +32,7 @@ class Limits:
         return way.sender == way.receiver != NOBODY and not way.hairpin and self.has_slot(way.sender)
 
     def of(self, way: Way, flow: Flow, before: Result, after: Result) -> list[Truth]:
-        """Whose source address, a destination that routing sends that way, and a long enough life."""
+        """A source that can come in there, a destination that routing sends that way, and a long enough life."""
         found = [*self._source(way, flow), *self._destination(way, flow, before, after), *self.ends(way, flow)]
         hops = (not way.local and bool(way.entry)) + self._forwards(way.sender) + self._forwards(way.receiver)
         found.append(within(flow.ttl, hops + 1, 255) if hops else True)
@@ -45,21 +45,21 @@ class Limits:
         slot = self._after.slot_of(tenant)
         return slot is not None and slot.attachment != "process"
 
-    def _source(self, way: Way, flow: Flow) -> list[Truth]:
+    def whose(self, way: Way, flow: Flow) -> list[Truth]:
+        """Whose source address the packets of this way carry."""
         places, family = self._places, self._family
-        found: list[Truth] = []
         if way.source != NOBODY:
-            found.append(places.is_tenants(flow.src, way.source, family))
-        else:
-            found.append(negate(places.is_any_tenants(flow.src, family)))
-            if way.sender == NOBODY and places.linked:
-                found.append(negate(places.is_spare(flow.src, family)))
-        local = places.is_local(flow.src, family)
-        if not way.entry:
-            found.append(either(local, equal(flow.src, 0)))
-        elif way.entry != "lo":
-            found.append(negate(local))
+            return [places.is_tenants(flow.src, way.source, family)]
+        found = [negate(places.is_any_tenants(flow.src, family))]
+        if way.sender == NOBODY and places.linked:
+            found.append(negate(places.is_spare(flow.src, family)))
         return found
+
+    def _source(self, way: Way, flow: Flow) -> list[Truth]:
+        local = self._places.is_local(flow.src, self._family)
+        if not way.entry:
+            return [either(local, equal(flow.src, 0))]
+        return [negate(local)] if way.entry != "lo" else []
 
     def parted(self, way: Way, before: Result, after: Result) -> Truth:
         """When the two sides route the packet to different places: each was walked as if it went ``way``."""

@@ -22,7 +22,7 @@ from netslot.rulesets.proof.places import NOBODY, Places, widened
 from netslot.rulesets.proof.scenarios import Cast, cast, elsewhere, from_tenant, others
 from netslot.rulesets.proof.solving import ConcretePacket, Unknowns, concrete, differences, plainest
 from netslot.rulesets.proof.standing import standings
-from netslot.rulesets.proof.tagged import FiledRuleset
+from netslot.rulesets.proof.tagged import FiledRuleset, Tag
 from netslot.rulesets.proof.terms import Truth, any_of, either, negate
 from netslot.rulesets.proof.translations import Translations
 from netslot.rulesets.targets import Dnat
@@ -218,6 +218,7 @@ class _Prover:
         self._verdict = verdict
         self._family: Family = sides.family
         self._places = sides.before.places
+        self._settled: set[Way] = set()  # strangers' ways on which both sides say the same of every source
 
     def run(self, enough: int) -> None:
         """All scenarios, until there are enough counterexamples."""
@@ -271,7 +272,8 @@ class _Prover:
     def _scenario(self, way: Way) -> None:
         one = way.sender if way.sender != NOBODY else way.source
         if NOBODY in (one, way.receiver) or one == way.receiver:
-            self._question(way, self._sides.before, lenient=False)
+            if not self._is_settled(way):
+                self._question(way, self._sides.before, lenient=False)
             return
         early, late = self._players.extremes(one, way.receiver)
         self._pair(way, one, early, late, (early, late))
@@ -290,21 +292,41 @@ class _Prover:
             receiver=receiver,
             source=people.get(way.source, way.source),
         )
+        if self._is_settled(other):
+            return
         side = replace(self._sides.before, choose=self._orders.chooser(*order))
         self._question(other, side, lenient=way.sender != NOBODY)
 
-    def _question(self, way: Way, before_side: Side, lenient: bool) -> None:
-        way = self._translatable(way)
+    def _is_settled(self, way: Way) -> bool:
+        """Whether strangers' packets fare the same, whosever they are, and no rule asks for this source."""
+        strangers = replace(way, source=NOBODY, receiver=self._players.foremost(way.receiver))
+        if way.source == NOBODY or strangers not in self._settled:
+            return False
+        here: set[Tag] = {("dst", way.receiver), ("out", way.receiver)}
+        return not any(
+            {tag for tag in beside if tag[0] != "to"} <= here
+            for side in self._both()
+            for beside in side.root.beside_source.get(way.source, ())
+        )
+
+    def _question(self, asked: Way, before_side: Side, lenient: bool) -> None:
+        way = self._translatable(asked)
         unknowns = Unknowns(self._family)
         flow = unknowns.flow()
         before = Journey(before_side, way, unknowns.number).travel(flow.copy())
         after = Journey(self._sides.after, way, unknowns.number).travel(flow.copy())
         wrong = any_of(differences(before, after, lenient).values())
         parted = self._limits.parted(way, before, after)
+        strange = asked.sender == asked.source == NOBODY
         if wrong is False and parted is False:
+            self._settled.update([asked] if strange else [])
             return
         given = [*unknowns.sane(flow, self._fragments), *self._limits.of(way, flow, before, after)]
         given += self._nat.limits(unknowns, flow, way)
+        if strange and _impossible([*given, either(wrong, parted)]):
+            self._settled.add(asked)
+            return
+        given += self._limits.whose(way, flow)
         if wrong is not False:
             self._ask(way, unknowns, flow, [*given, negate(parted), wrong], after)
         if parted is not False and not self._limits.turned(way):
@@ -314,9 +336,7 @@ class _Prover:
         self, way: Way, before_side: Side, lenient: bool, unknowns: Unknowns, flow: Flow, given: Sequence[Truth]
     ) -> None:
         """Packets that one side routes this way, and the other side another: each is walked as it goes."""
-        solver = _solver()
-        solver.add(*given)
-        if solver.check() == z3.unsat:
+        if _impossible(given):
             return
         number = unknowns.number
         for other in map(self._translatable, elsewhere(way, self._players, self._places)):
@@ -415,6 +435,12 @@ def _story(result: Result) -> dict[str, Any]:
     if verdict == "accepted":
         story |= {"leaves": result.exit or "to the host", "mark": result.flow.mark, "translations": made}
     return story
+
+
+def _impossible(given: Sequence[Truth]) -> bool:
+    solver = _solver()
+    solver.add(*given)
+    return bool(solver.check() == z3.unsat)
 
 
 def _solver() -> z3.Solver:

@@ -27,8 +27,11 @@ class Cast:
 
     def extremes(self, one: int, other: int) -> tuple[int, int]:
         """Members of the classes of both, of which the one is as early as there is and the other as late."""
-        places = [self._class_of(one), self._class_of(other)]
-        return self.first[places[0]], self.last[places[1]]
+        return self.first[self._class_of(one)], self.last[self._class_of(other)]
+
+    def foremost(self, tenant: int) -> int:
+        """The first of this tenant's class; of nobody, nobody."""
+        return tenant if tenant == NOBODY else self.first[self._class_of(tenant)]
 
     def _class_of(self, tenant: int) -> int:
         members = zip(self.first, self.second, self.last, strict=True)

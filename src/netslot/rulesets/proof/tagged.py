@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from netslot.rulesets import matches as m
@@ -98,6 +99,17 @@ class FiledRuleset:
             for chain in table.chains.values():
                 self._file(table.name, chain, tagger)
         self.chain_owner = self._chain_owners()
+
+    @cached_property
+    def beside_source(self) -> Mapping[int, set[Tags]]:
+        """For each tenant what else a packet must be, beside from its address, for a rule about its address."""
+        found: dict[int, set[Tags]] = {}
+        for index in self._index.values():
+            for tags in index:
+                for role, who in tags:
+                    if role == "src":
+                        found.setdefault(who, set()).add(tags - {(role, who)})
+        return found
 
     def _chain_owners(self) -> dict[tuple[str, str], int]:
         """User chains that only one tenant's packets come to: every jump there is that tenant's."""

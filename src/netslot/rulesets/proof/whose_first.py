@@ -58,5 +58,6 @@ def _differs(filed: FiledRuleset, places: Places, way: Way) -> bool:
         return False
     solver = z3.Solver()
     solver.set("timeout", 5_000)
-    solver.add(*unknowns.sane(flow), *Limits(places, sides[0], family).of(way, flow, one, other), wrong)
+    limits = Limits(places, sides[0], family)
+    solver.add(*unknowns.sane(flow), *limits.of(way, flow, one, other), *limits.whose(way, flow), wrong)
     return bool(solver.check() == z3.sat)
