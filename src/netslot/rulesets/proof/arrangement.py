@@ -16,14 +16,15 @@ from netslot.rulesets.ipsets import SETS, expanded, read_sets
 from netslot.rulesets.model import Family, Ruleset
 from netslot.rulesets.parse import parse
 from netslot.rulesets.proof.journey import Attachment
+from netslot.rulesets.proof.places import cover
 from netslot.rulesets.published import PUBLISH, read_published, with_published
-from netslot.rulesets.values import address_text
+from netslot.rulesets.values import ALL_ONES, network_text
 from netslot.spec.render import render
 
 MANIFEST = "tenants.json"
 ROOT: Mapping[Family, str] = {4: "root.rules", 6: "root.rules6"}
 HOST: Mapping[Family, str] = {4: "${host}", 6: "${host6}"}
-"""Stands in a template for every address of the host's: a rule that names it is there once for each."""
+"""Stands in a template for all addresses of the host: a rule that names it is there once for each pattern of them."""
 
 _KEYS: Mapping[Family, str] = {4: "ipv4", 6: "ipv6"}
 _TEMPLATE = re.compile(r"class\d+\.rules6?")
@@ -82,11 +83,12 @@ class Arrangement:
 
 
 def with_hosts(template: str, hosts: Sequence[int], family: Family) -> str:
-    """The template with each of these addresses of the host in the place of ``HOST``."""
+    """The template with these addresses of the host in the place of ``HOST``, in as few patterns as hold no other."""
     lines: list[str] = []
+    patterns = cover([(address, ALL_ONES[family]) for address in hosts])
     for line in template.splitlines(keepends=True):
         if HOST[family] in line:
-            lines += [line.replace(HOST[family], address_text(address, family)) for address in hosts]
+            lines += [line.replace(HOST[family], network_text(*pattern, family)) for pattern in patterns]
         else:
             lines.append(line)
     return "".join(lines)
