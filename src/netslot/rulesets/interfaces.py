@@ -49,6 +49,8 @@ _CARDS = re.compile(r"(?:tap|veth|fwln|fwpr|fwbr)(\d+)[ip]\d+|(one-\d+)-\d+")  #
 _NEUTRON = re.compile(r"(?:tap|qvb|qvo|qbr)([0-9a-f]{8}-[0-9a-f]{2})")
 _NUMBERS = re.compile(r"\d+")
 _FAMILY = re.compile(r"(.*?)[-_.]?(?:\d+|[0-9a-f]{6,})")
+_HASHES = re.compile(r"(?<![0-9a-z])[0-9a-f]{6,}(?![0-9a-z])")
+_BENEATH = re.compile(r"[^-_.]+(?=[-_.])")
 _DIALLED = re.compile(r"ppp\d+")
 
 
@@ -62,11 +64,18 @@ def guest_of(name: str) -> str:
 
 
 def family_of(name: str) -> str:
-    """The stem of a numbered or hashed name (``vmnic12`` -> ``vmnic``, ``g7-e0`` -> ``g#-e``), or nothing."""
+    """The stem of a numbered or hashed name (``vmnic12`` -> ``vmnic``, ``g7-e0`` -> ``g#-e``, ``sb1-eth`` ->
+    ``sb#-eth``), or nothing."""
     found = _FAMILY.fullmatch(name)
-    return _NUMBERS.sub("#", found[1]) if found else ""
+    if found:
+        return _NUMBERS.sub("#", found[1])
+    stem = _NUMBERS.sub("#", _HASHES.sub("#", name))
+    return stem if "#" in stem and not stem.startswith("#") else ""
 
 
 def may_be_guests(name: str) -> bool:
     """Whether there can be one such link for each guest, as a dial-in server has for its subscribers."""
-    return kind(name) is Kind.UNKNOWN or _DIALLED.fullmatch(name) is not None
+    if _DIALLED.fullmatch(name):
+        return True
+    beneath = _BENEATH.match(name)  # of eth0.100 or virbr0-nic the host's link that it belongs to
+    return kind(name) is Kind.UNKNOWN and (not beneath or kind(beneath[0]) not in (Kind.HOST, Kind.BRIDGE))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from netslot.rulesets.attribute import GLOBAL, SHARED, attribute
 from netslot.rulesets.audit import audit
 from netslot.rulesets.classes import classes_of
@@ -126,3 +128,18 @@ def test_links_and_addresses_that_nothing_joins_are_told_to_be_perhaps_the_same(
     found = {x.kind: x.text for x in audit(parse(links + _table("nat", "", *addresses))).findings}
     assert "by the link alone: 2, by the address alone: 2;" in found["halves"]
     assert "halves" not in {x.kind for x in audit(parse(links)).findings}
+
+
+@pytest.mark.parametrize("form", ["sb{}-eth", "vm-{}-tap", "vm{}x", "fc-{}-tap0", "job{}.0", "sb-a1b2c{}d4-eth"])
+def test_links_with_the_number_inside_are_tenants_where_there_are_many(form: str) -> None:
+    names = [form.format(number) for number in (1, 2, 3)]
+    dump = parse(_table("filter", "", *(f"FORWARD -i {name} -j ACCEPT" for name in names)))
+    assert [tenant.interfaces for tenant in attribute(dump).tenants] == [(name,) for name in names]
+
+
+@pytest.mark.parametrize(
+    "form", ["eth{}", "wg{}", "bond0.10{}", "enp1s0.10{}", "ib0.800{}", "virbr{}-nic", "lan{}-a"]
+)
+def test_the_hosts_own_links_are_none_however_many(form: str) -> None:
+    lines = (f"FORWARD -i {form.format(number)} -j ACCEPT" for number in (1, 2, 3))
+    assert attribute(parse(_table("filter", "", *lines))).tenants == ()
