@@ -81,20 +81,40 @@ def _kinds(dump: Dump) -> dict[str, Kind]:
     distinct = {id(x): x for ruleset in dump.rulesets for _, _, rule in ruleset.rules() for x in rule.matches}
     named = (x for x in distinct.values() if isinstance(x, m.Interface | m.Physdev) and not x.wildcard)
     kinds = {x.name: kind(x.name) for x in named}
-    outward = {
-        x.name
-        for ruleset in dump.rulesets
-        for _, _, rule in ruleset.rules()
-        if isinstance(rule.target, t.Masquerade | t.Snat)
-        for x in rule.matches
-        if isinstance(x, m.Interface) and x.direction == "out" and not x.negated
-    }
+    outward = _outward(dump)
     unknown = [name for name in kinds if may_be_guests(name) and name not in outward]
     crowd = Counter(family_of(name) for name in unknown)
     for name in unknown:
         if family_of(name) and crowd[family_of(name)] >= 3:
             kinds[name] = Kind.GUEST
     return kinds
+
+
+def _outward(dump: Dump) -> frozenset[str]:
+    """Interfaces behind which rules hide others: those lead to the outside."""
+    return frozenset(
+        x.name
+        for ruleset in dump.rulesets
+        for _, _, rule in ruleset.rules()
+        if isinstance(rule.target, t.Masquerade | t.Snat)
+        for x in rule.matches
+        if isinstance(x, m.Interface) and x.direction == "out" and not x.negated
+    )
+
+
+def _let_in(dump: Dump) -> frozenset[TenantAddress]:
+    """Addresses for which INPUT lets packets in: the host's own."""
+    return frozenset(
+        TenantAddress(ruleset.family, x.value, x.mask)
+        for ruleset in dump.rulesets
+        for _, chain, rule in ruleset.rules()
+        if chain.name == "INPUT" and isinstance(rule.target, t.Accept)
+        for x in rule.matches
+        if isinstance(x, m.Address)
+        and x.side == "dst"
+        and not x.negated
+        and x.mask == values.ALL_ONES[ruleset.family]
+    )
 
 
 def is_host_sized(match: m.Address, family: Family) -> bool:
@@ -173,6 +193,7 @@ class _Finder:
         self._forwarded_src: dict[int, None] = {}
         self._forwarded_dst: dict[int, None] = {}
         self._traces: dict[Rule, _Traces] = {}
+        self._outward, self._let_in = _outward(dump), _let_in(dump)
 
     # union-find: which traces are the same tenant
 
@@ -253,7 +274,7 @@ class _Finder:
             self._same(other, address)
 
     def _look_at_publication(self, family: Family, chain: Chain, rule: Rule, target: t.Dnat, traces: _Traces) -> None:
-        """DNAT to a guest. What guests send to a name server or proxy is redirected too: no publication."""
+        """DNAT to a guest. What guests send to a name server, proxy or portal is redirected too: no publication."""
         if target.to.address is None or _SERVICE_CHAINS.match(chain.name):
             return
         low, high = target.to.address
@@ -261,8 +282,13 @@ class _Finder:
         port_53 = any(isinstance(x, m.Ports) and x.ranges == ((53, 53),) for x in rule.matches)
         if low != high or from_guest or (port_53 and (target.to.ports is None or traces.dst >= 0)):
             return
+        entries = {
+            x.name for x in rule.matches if isinstance(x, m.Interface) and x.direction == "in" and not x.negated
+        }
+        if self._outward and entries and not entries & self._outward:
+            return
         address = TenantAddress(family, low, values.ALL_ONES[family])
-        if is_host_sized(m.Address("dst", low, address.mask), family):
+        if address not in self._let_in and is_host_sized(m.Address("dst", low, address.mask), family):
             self._believe(self._names.number(("ip", address)), "a port is published to it")
 
     # second pass: evidence from jumps and from numbers

@@ -9,6 +9,10 @@ from netslot.rulesets.audit import audit
 from netslot.rulesets.classes import classes_of
 from netslot.rulesets.model import Dump
 from netslot.rulesets.parse import parse
+from netslot.rulesets.proof.arrangement import read
+from netslot.rulesets.proof.places import survey
+from netslot.rulesets.proof.prover import prove
+from netslot.rulesets.split import split
 
 
 def _table(name: str, chains: str, *lines: str) -> str:
@@ -143,3 +147,33 @@ def test_links_with_the_number_inside_are_tenants_where_there_are_many(form: str
 def test_the_hosts_own_links_are_none_however_many(form: str) -> None:
     lines = (f"FORWARD -i {form.format(number)} -j ACCEPT" for number in (1, 2, 3))
     assert attribute(parse(_table("filter", "", *lines))).tenants == ()
+
+
+@pytest.mark.parametrize(
+    ("lines", "people"),
+    [
+        pytest.param(["PREROUTING -i eth0 {publish}", "POSTROUTING -o eth0 -j MASQUERADE"], 1, id="from outside"),
+        pytest.param(["PREROUTING {publish}", "POSTROUTING -o eth0 -j MASQUERADE"], 1, id="from anywhere"),
+        pytest.param(["PREROUTING -i wlan0 {publish}"], 1, id="nobody knows where outside is"),
+        pytest.param(["PREROUTING -i wlan0 {publish}", "POSTROUTING -o eth0 -j MASQUERADE"], 0, id="a portal"),
+    ],
+)
+def test_a_port_is_published_to_the_outside(lines: list[str], people: int) -> None:
+    publish = "-p tcp -m tcp --dport 80 -j DNAT --to-destination 10.1.0.9:8080"
+    text = _table("nat", "", *(line.format(publish=publish) for line in lines))
+    assert len(attribute(parse(text)).tenants) == people
+    let_in = _table("filter", "", "INPUT -d 10.1.0.9/32 -p tcp -m tcp --dport 8080 -j ACCEPT")
+    assert attribute(parse(text + let_in)).tenants == (), "INPUT knows it for the host's own"
+
+
+def test_a_portal_that_is_lost_is_missed() -> None:
+    portal = "PREROUTING -i wlan0 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.1.0.1:8080"
+    guest = "PREROUTING -i eth0 -p tcp -m tcp --dport 8443 -j DNAT --to-destination 10.1.0.9:443"
+    nat = _table("nat", "", portal, guest, "POSTROUTING -s 10.1.0.0/24 -o eth0 -j MASQUERADE")
+    text = nat + _table("filter", "", "FORWARD -i wlan0 -o eth0 -j ACCEPT")
+    dump = parse(text)
+    people = attribute(dump).tenants
+    files = split(dump, people).files
+    assert prove(dump, survey(dump, people), read(files)).equivalent
+    files["root.rules"] = files["root.rules"].replace(f"-A {portal}\n", "")
+    assert prove(dump, survey(dump, people), read(files)).counterexamples
