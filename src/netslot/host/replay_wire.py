@@ -24,7 +24,8 @@ _MARK = b"nslt"
 
 
 class Seen(NamedTuple):
-    """A packet as it was read. ``answer``: (type, code) of an ICMP error about the tagged packet, else None."""
+    """A packet as it was read. ``answer``: (type, code) of an ICMP error about the tagged packet or of an echo
+    reply, else None."""
 
     number: int | None
     proto: int
@@ -157,7 +158,7 @@ def read_body(family: Family, proto: int, src: int, dst: int, body: bytes) -> Se
             answer = (body[0], body[1])
         else:
             sport = int.from_bytes(body[4:6], "big")
-            answer = (body[0], 0) if body[0] == ECHO[family][1] else None
+            answer = (body[0], body[1]) if body[0] == ECHO[family][1] else None
     place = body.find(_MARK)
     number = None
     if place >= 0 and len(body) >= place + TAG:

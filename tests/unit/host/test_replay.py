@@ -43,3 +43,11 @@ def test_a_packet_is_read_as_it_was_written(
     assert (seen.number, seen.src, seen.dst, seen.sport) == (mark, values["src"], values["dst"], sport)
     assert seen.dport == (dport if proto else 0)
     assert wire.checksum(data[:20]) == 0 or family == 6
+
+
+@given(st.sampled_from((4, 6)), st.integers(0, 255))
+def test_an_echo_reply_is_told_by_its_code_too(number: int, code: int) -> None:
+    family: Family = 4 if number == 4 else 6
+    values = {"src": 0x0A000001, "dst": 0x0A000002, "proto": 1 if family == 4 else 58, "sport": 7, "dport": 0}
+    values |= {"flags": 0, "ttl": 64, "dscp": 0, "length": 0, "icmp_type": wire.ECHO[family][1], "icmp_code": code}
+    assert wire.read(family, wire.written(family, values, wire.tag(1))).answer == (wire.ECHO[family][1], code)
