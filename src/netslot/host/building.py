@@ -370,6 +370,13 @@ def _with_cgroups(spec: HostSpec) -> set[int]:
     return found
 
 
+def _untagged(link: rt.Link, spec: HostSpec) -> int | None:
+    """The number of the slot whose link this is, when its `up` was killed before the link had its tag."""
+    digits = link.name.removeprefix(spec.prefix)
+    ours = link.kind == "veth" and not link.alias and link.group == ROOT_GROUP and digits.isdecimal()
+    return int(digits) if ours and link.name == spec.name(int(digits)) else None
+
+
 def _take_down(engine: Engine, workshop: Workshop, progress: Progress | None) -> int:
     ledger, spec = engine.ledger, engine.spec
     known = {record.slot for record in ledger.slots()}
@@ -383,6 +390,8 @@ def _take_down(engine: Engine, workshop: Workshop, progress: Progress | None) ->
         tag = parse_tag(link.alias)
         if tag is not None and tag[0] == engine.host_id:
             ends[tag[1]] = link.ifindex
+        elif (bare := _untagged(link, spec)) is not None:
+            ends[bare] = link.ifindex
     known |= ends.keys() | _with_cgroups(spec)
     done = 0
     for some in batched(sorted(known), _TOGETHER):

@@ -7,8 +7,9 @@ translates first has the say (nf_nat_inet_fn, net/netfilter/nf_nat_core.c).
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from netslot.errors import SpecError
@@ -30,7 +31,15 @@ _WHOLE = re.compile(_CONDITION + r"(?P<what>[ds]nat) (?:ip|ip6) to (?:ip|ip6) [d
 _CHAIN = re.compile(r"type nat hook (?P<hook>\w+) priority (?P<priority>-?\d+); policy accept;")
 _ELEMENT = re.compile(r"(?P<key>[0-9a-f.:]+) : (?P<address>[0-9a-f.:]+)(?: \. (?P<to>\d+))?")
 _PROTO = {"tcp": 6, "udp": 17}
-_Element = tuple[str, str, str | None]  # key, address, port
+_PORTS = 1 << 16
+
+
+@dataclass(frozen=True)
+class _Element:
+    key: str
+    address: str
+    port: str | None
+    line: int
 
 
 @dataclass
@@ -102,7 +111,7 @@ def read_published(text: str, family: Family, file: str) -> Published:
     for number, raw in enumerate(text.splitlines(), 1):
         line = raw.strip().rstrip(",")
         if (element := _ELEMENT.fullmatch(line)) and current:
-            elements[current].append((element["key"], element["address"], element["to"]))
+            elements[current].append(_Element(element["key"], element["address"], element["to"], number))
         elif line.startswith("map ") and line.endswith(" {"):
             current = line.split()[1]
             elements[current] = []
@@ -136,35 +145,51 @@ def _frame(line: str) -> bool:
     )
 
 
+@contextlib.contextmanager
+def _located(file: str, line: int) -> Iterator[None]:
+    """Say of nonsense in a value where it is."""
+    try:
+        yield
+    except ValueError as error:
+        raise SpecError(str(error), file=file, line=line, hint="run netslot split again") from None
+
+
 def _expanded(
-    rule: re.Match[str],
-    elements: Sequence[tuple[str, str, str | None]],
-    family: Family,
-    text: str,
-    file: str,
-    line: int,
+    rule: re.Match[str], elements: Sequence[_Element], family: Family, text: str, file: str, line: int
 ) -> list[Rule]:
     named = rule.groupdict()
     common: list[m.Match] = []
-    source = named.get("what") == "snat"
     if named["link"]:
-        common.append(m.Interface("out" if source else "in", named["link"]))
+        common.append(m.Interface("out" if named.get("what") == "snat" else "in", named["link"]))
     if named.get("dst"):
-        common.append(m.Address("dst", address(named["dst"], family), ALL_ONES[family]))
+        with _located(file, line):
+            common.append(m.Address("dst", address(named["dst"], family), ALL_ONES[family]))
     made: list[Rule] = []
-    for key, there, port in elements:
-        to = address(there, family)
-        if "what" not in named:
-            if port is None or not key.isdigit():
-                raise SpecError(f"an element of {named['map']} is no port", file=file, line=line)
-            ports = m.Ports(named["proto"], "dst", ((int(key), int(key)),))
-            own: tuple[m.Match, ...] = (m.Protocol(_PROTO[named["proto"]]), ports)
-            target: t.Target = t.Dnat(t.NatTarget((to, to), (int(port), int(port))))
-        else:
-            own = (m.Address("src" if source else "dst", address(key, family), ALL_ONES[family]),)
-            target = (t.Snat if source else t.Dnat)(t.NatTarget((to, to)))
-        made.append(Rule((*common, *own), target, f"{text} [{key}]"))
+    for element in elements:
+        with _located(file, element.line):
+            own, target = _from_element(element, named, family)
+        made.append(Rule((*common, *own), target, f"{text} [{element.key}]"))
     return made
+
+
+def _from_element(element: _Element, named: Mapping[str, str], family: Family) -> tuple[list[m.Match], t.Target]:
+    """What one element of a map adds to its rule's matches, and the target. ValueError."""
+    to = address(element.address, family)
+    if "what" not in named:
+        key, port = _port(element.key), _port(element.port or "")
+        ports = m.Ports(named["proto"], "dst", ((key, key),))
+        return [m.Protocol(_PROTO[named["proto"]]), ports], t.Dnat(t.NatTarget((to, to), (port, port)))
+    if element.port is not None:
+        raise ValueError(f"the map is of addresses, and '{element.port}' is a port")
+    source = named["what"] == "snat"
+    own = m.Address("src" if source else "dst", address(element.key, family), ALL_ONES[family])
+    return [own], (t.Snat if source else t.Dnat)(t.NatTarget((to, to)))
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) >= _PORTS:
+        raise ValueError(f"'{text}' is no port")
+    return int(text)
 
 
 def with_published(ruleset: Ruleset, published: Published) -> Ruleset:

@@ -59,6 +59,8 @@ EDITS: dict[str, tuple[Callable[[Files], Files], str]] = {
     "template: not there": (_without("class0.rules"), "class0.rules"),
     "template: one too many": (lambda f: f | {"class9.rules": f["class0.rules"]}, "class9.rules"),
     "published: a rule of somebody's": (_changed("publish.nft", "\tchain", "\tdrop\n\tchain"), "publish.nft:"),
+    "published: no address": (_changed("publish.nft", "10.64.0.10", "10"), "publish.nft:5:"),
+    "published: no port": (_changed("publish.nft", "30002 :", "80000 :"), "publish.nft:5:"),
     "manifest: not there": (_without("tenants.json"), "tenants.json"),
     "manifest: no JSON": (_changed("tenants.json", "{", ""), "tenants.json:"),
     "manifest: a list": (lambda f: f | {"tenants.json": "[]"}, "tenants.json: expected an object"),
