@@ -94,18 +94,15 @@ def _scalar(kind: ParameterKind, text: str, low: int | None, high: int | None) -
 
 def _cidrs(name: str, items: Sequence[str]) -> Cidrs:
     found = Cidrs(items)
-    try:
-        if all(packed.exact for packed in found.packed.values()):
-            return found
-    except UsageError:
-        pass
-    raise _not_a_network(name, next(item for item in items if not _is_network(item)))
+    if not _are_networks(found):
+        raise _not_a_network(name, next(item for item in items if not _are_networks(Cidrs((item,)))))
+    return found
 
 
-def _is_network(item: str) -> bool:
-    """Whether it is an address, alone or with a length that leaves no bit of it out."""
+def _are_networks(items: Cidrs) -> bool:
+    """Whether each is an address, alone or with a length that leaves no bit of it out."""
     try:
-        return all(packed.exact for packed in Cidrs((item,)).packed.values())
+        return all(packed.exact for packed in items.packed.values())
     except UsageError:
         return False
 
