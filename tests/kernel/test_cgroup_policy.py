@@ -138,6 +138,7 @@ def test_slowing_above_an_amount_of_memory_needs_version_2() -> None:
         (CgroupSection(cpu=0.001), "below the kernel's least share"),
         (CgroupSection(cpu_weight=0), "no weight"),
         (CgroupSection(memory="64Q"), "no quantity"),
+        (CgroupSection(memory=0), "0 bytes are less than a page"),
         (CgroupSection(pids="${mots}"), "no variable"),
         (CgroupSection(pids=1 << 23), "no number of processes up to 4194304"),
         (CgroupSection(cpu="inf"), "no number of CPUs"),

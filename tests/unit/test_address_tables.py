@@ -108,3 +108,20 @@ def test_what_is_no_ipv4_prefix_is_named(wrong: str) -> None:
     with pytest.raises(UsageError) as raised:
         table4({ACCEPT: ["192.0.2.0/24", wrong]}, DROP)
     assert repr(wrong) in str(raised.value)
+
+
+@pytest.mark.parametrize("texts", [["10.0.0.0/8/1.2.3.4", "24"], ["1.2.3.4", "24/10.0.0.0/8"], ["1.2.3.4\0/24"]])
+def test_texts_that_are_prefixes_only_together_are_none(texts: list[str]) -> None:
+    with pytest.raises(UsageError, match="is no IPv4 CIDR"):
+        table4({ACCEPT: texts}, DROP)
+
+
+def test_bits_beyond_the_length_are_no_part_of_a_prefix() -> None:
+    assert table4({ACCEPT: ["10.1.2.3/8"]}, DROP) == table4({ACCEPT: ["10.0.0.0/8"]}, DROP)
+    assert table6({ACCEPT: ["2001:db8::7/32"]}, DROP) == table6({ACCEPT: ["2001:db8::/32"]}, DROP)
+
+
+def test_what_lies_inside_or_beside_another_prefix_makes_no_range() -> None:
+    whole = table4({ACCEPT: ["0.0.0.0/0"]}, DROP)
+    assert table4({ACCEPT: ["128.0.0.0/1", "0.0.0.0/1", "10.0.0.0/8", "0.0.0.0/1"]}, DROP) == whole
+    assert table4({ACCEPT: ["0.0.0.0/0"], DROP: []}, DROP) == whole

@@ -23,6 +23,7 @@ from netslot.kernel import bpf, elf, netlink, rtnetlink, tc
 from netslot.policy import addresses
 from netslot.policy.base import Difference, Parameters, Values
 from netslot.policy.tunnels import Arrival
+from netslot.spec.cidrs import Packed, cidrs
 from netslot.spec.policies import BpfFilter
 
 _OBJECTS = Path(__file__).parent.parent / "bpf"
@@ -280,23 +281,24 @@ class Filter:
         self._shared = [
             Attachment(Place(tc.EGRESS, _PARSE), "netslot/parse", load_program(parse, "parse_egress", {}), False)
         ]
-        self._shared += [attachment._replace(owned=False) for attachment in self._programs(self._defaults, (4, 6))]
+        self._shared += [attachment._replace(owned=False) for attachment in self._programs(*self._defaults, (4, 6))]
         self._tags = {a.place: Identity(a.name, bpf.prog_info(a.program).tag) for a in self._shared}
 
     def load(self, values: Values, parameters: Parameters) -> list[Attachment]:
         return self._shared if parameters is self._given else [self._shared[0], *self.rebind(values, parameters)]
 
     def rebind(self, values: Values, parameters: Parameters) -> list[Attachment]:
-        lists = self._lists(parameters)
-        changed = [v for v in (4, 6) if (lists[v], lists[0]) != (self._defaults[v], self._defaults[0])]
+        ports, lists = self._lists(parameters)
+        old_ports, old = self._defaults
+        changed = [v for v in (4, 6) if (lists[v], ports) != (old[v], old_ports)]
         same = [self._shared[1 if v == 4 else 2] for v in (4, 6) if v not in changed]
-        return same + self._programs(lists, changed)
+        return same + self._programs(ports, lists, changed)
 
     def tags(self, values: Values) -> dict[Place, Identity]:
         return self._tags
 
     def content(self, values: Values, parameters: Parameters, found: Mapping[Place, tc.Filter]) -> list[Difference]:
-        lists = self._lists(parameters)
+        listed, lists = self._lists(parameters)
         differences: list[Difference] = []
         for version, priority in ((4, _FILTER4), (6, _FILTER6)):
             attached = found.get(Place(tc.EGRESS, priority))
@@ -307,7 +309,7 @@ class Filter:
                 differences.append(Difference(where, "the list of prefixes is not the one that was bound"))
             ports = map_of(attached.program, "ns_ports")
             try:
-                if {key for key, _ in bpf.map_items(ports, 4, 4)} != set(services(lists[0].get(0, ()))):
+                if {key for key, _ in bpf.map_items(ports, 4, 4)} != set(services(listed)):
                     differences.append(Difference(where, "the list of ports is not the one that was bound"))
             finally:
                 os.close(ports)
@@ -317,32 +319,28 @@ class Filter:
         close_all([attachment.program for attachment in self._shared])
         self._shared = []
 
-    def _lists(self, parameters: Parameters) -> dict[int, dict[int, Sequence[str]]]:
-        """Prefixes by verdict for IPv4 (4) and IPv6 (6); under 0, the ports."""
+    def _lists(self, parameters: Parameters) -> tuple[Sequence[str], dict[int, dict[int, Packed]]]:
+        """Ports, and prefixes by IP version and verdict."""
         section = self._section
         ports = parameters.get(section.ports, ()) if isinstance(section.ports, str) else section.ports
-        lists: dict[int, dict[int, Sequence[str]]] = {0: {0: ports}, 4: {}, 6: {}}
+        lists: dict[int, dict[int, Packed]] = {4: {}, 6: {}}
         listed = addresses.PORTS if section.ports else addresses.ACCEPT
         for verdict, name in ((addresses.DROP, section.deny), (listed, section.allow)):
-            if not name:
-                continue
-            prefixes = parameters.get(name, ())
-            mixed = ":" in "".join(prefixes)
-            lists[4][verdict] = [text for text in prefixes if ":" not in text] if mixed else prefixes
-            lists[6][verdict] = [text for text in prefixes if ":" in text] if mixed else ()
-        return lists
+            for version, packed in cidrs(parameters.get(name, ())).packed.items() if name else ():
+                lists[version][verdict] = packed
+        return ports, lists
 
-    def _table(self, lists: Mapping[int, Sequence[str]], version: int) -> bytes:
+    def _table(self, lists: Mapping[int, Packed], version: int) -> bytes:
         default = addresses.ACCEPT if self._section.default == "accept" else addresses.DROP
-        return (addresses.table4 if version == 4 else addresses.table6)(lists, default)
+        return addresses.table(lists, default, version)
 
     def _programs(
-        self, lists: Mapping[int, Mapping[int, Sequence[str]]], versions: Sequence[int]
+        self, listed: Sequence[str], lists: Mapping[int, Mapping[int, Packed]], versions: Sequence[int]
     ) -> list[Attachment]:
         attachments: list[Attachment] = []
         if not versions:
             return attachments
-        maps = {"ports": self._port_map(lists[0].get(0, ()))}
+        maps = {"ports": self._port_map(listed)}
         try:
             for version in versions:
                 name = f"table{version}"

@@ -195,6 +195,8 @@ _SCALARS: Mapping[str, Callable[[str], _Limit]] = {"cpu": _cpu, "cpu_weight": _c
 
 
 def _memory(name: str, size: int) -> _Limit:
+    if size < _PAGE:
+        raise SpecError(f"{size} bytes are less than a page: no process could run", key=f"cgroup.{name}")
     pages = str(size // _PAGE * _PAGE)
     if cgroupfs.version("memory") == 2:
         return _Limit(name, "memory", "memory.max" if name == "memory" else "memory.high", pages, pages)

@@ -7,15 +7,13 @@ anything else there.
 from __future__ import annotations
 
 import ipaddress
-import operator
 import re
-import socket
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, TypeAlias, cast
+from typing import Final, TypeAlias
 
 from netslot.errors import UsageError
+from netslot.spec.cidrs import Cidrs
 from netslot.spec.document import ParameterKind
 
 Bound: TypeAlias = str | tuple[str, ...]
@@ -64,7 +62,7 @@ def check(name: str, kind: ParameterKind, value: object, low: int | None = None,
     """
     if kind in LIST_KINDS:
         items = [item for item in value.split(",") if item] if isinstance(value, str) else value
-        if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
+        if not isinstance(items, list | tuple) or not all(issubclass(each, str) for each in set(map(type, items))):
             raise UsageError(f"parameter {name}: expected a list of texts, got {value!r}")
         return _cidrs(name, items) if kind == "cidrs" else _ports(name, items)
     if isinstance(value, bool) or not isinstance(value, str | int):
@@ -94,34 +92,19 @@ def _scalar(kind: ParameterKind, text: str, low: int | None, high: int | None) -
     return hex(number) if kind == "mark" else str(number)
 
 
-def _cidrs(name: str, items: Sequence[str]) -> tuple[str, ...]:
-    """Lists have up to 100,000 members: what can run inside the interpreter's own loops does."""
-    for family, width in ((socket.AF_INET, 32), (socket.AF_INET6, 128)):
-        own = [item for item in items if (":" in item) == (family == socket.AF_INET6)]
-        if not _are_networks(own, family, width):
-            wrong = next(item for item in own if not _are_networks([item], family, width))
-            raise _not_a_network(name, wrong)
-    return tuple(items)
+def _cidrs(name: str, items: Sequence[str]) -> Cidrs:
+    found = Cidrs(items)
+    if not _are_networks(found):
+        raise _not_a_network(name, next(item for item in items if not _are_networks(Cidrs((item,)))))
+    return found
 
 
-def _are_networks(items: Sequence[str], family: socket.AddressFamily, width: int) -> bool:
-    """Whether each is an address of the family, alone or with a length that leaves no bit of it out."""
-    parts = [item.partition("/") for item in items]
-    host_bits = {str(length): (1 << (width - length)) - 1 for length in range(width + 1)}
-    masks = [host_bits.get(length) if slash else 0 for _, slash, length in parts]
-    if None in masks:
-        return False
+def _are_networks(items: Cidrs) -> bool:
+    """Whether each is an address, alone or with a length that leaves no bit of it out."""
     try:
-        packed = b"".join([socket.inet_pton(family, address) for address, _, _ in parts])
-    except (OSError, ValueError):
+        return all(packed.exact for packed in items.packed.values())
+    except UsageError:
         return False
-    words = struct.unpack(f">{len(items)}I", packed) if width == 32 else _wide(packed)
-    return not any(map(operator.and_, words, cast("list[int]", masks)))
-
-
-def _wide(packed: bytes) -> list[int]:
-    halves = struct.unpack(f">{len(packed) // 8}Q", packed)
-    return [upper << 64 | lower for upper, lower in zip(halves[::2], halves[1::2], strict=True)]
 
 
 def _not_a_network(name: str, item: str) -> UsageError:
