@@ -2,7 +2,8 @@
 # make demo    the main job: a host played in a throwaway namespace, before and after, in about a minute
 # make test    all tests; those with real namespaces need root or a user namespace
 # make check   linters, types, and the tests that need no privileges
-.PHONY: setup demo test check bpf clean
+# make fuzz    property tests on examples that nobody tried before
+.PHONY: setup demo test check fuzz bpf clean
 
 setup: .venv/.ready
 
@@ -20,6 +21,9 @@ check: .venv/.ready
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 	.venv/bin/python -m pytest -q tests/unit
+
+fuzz: .venv/.ready
+	.venv/bin/python -m pytest -q --hypothesis-profile=new tests/unit
 
 bpf:
 	$(MAKE) -C src/netslot/bpf

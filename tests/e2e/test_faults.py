@@ -20,10 +20,12 @@ import pytest
 
 from dying import dies_at
 from hostlab import PlayedHost, played
+from lab import nets
 from netslot.errors import KernelError, NetslotError, RefusedError
 from netslot.host import templates
 from netslot.host.host import Host
 from netslot.host.ledger import Ledger, LedgerError
+from netslot.host.links import ROOT_GROUP
 from netslot.kernel import netns, sys
 from netslot.serve import daemon
 from netslot.serve.client import connect
@@ -257,6 +259,20 @@ def test_a_ledger_whose_writer_is_killed_in_the_middle_is_whole(tmp_path: Path) 
         for record in ledger.slots("dirty"):
             ledger.settle(record.slot, "d", ready_at=0.0)
         ledger.close()
+
+
+def test_down_takes_a_link_that_never_got_its_tag_and_no_other() -> None:
+    """As when `up` is killed between making a link and labelling it; the kernel would remove it some time later."""
+    with standing() as lab, nets("held") as (held,):
+        for number, group in ((3, ROOT_GROUP), (4, 0)):
+            end = f"{lab.prefix}{number} group {group}"
+            lab.root.ip(f"link add {end} type veth peer name up{number} netns {held.name}")
+        with lab.host() as host:
+            assert host.down() == 3
+        left = lab.root.sh("ip link")
+        assert f"{lab.prefix}3" not in left
+        assert f"{lab.prefix}4" in left
+        lab.root.ip(f"link del {lab.prefix}4")
 
 
 # --- what others do to the host ----------------------------------------------------------------------
