@@ -20,7 +20,7 @@ check: .venv/.ready
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
-	.venv/bin/python -m pytest -q tests/unit
+	.venv/bin/python -m pytest -q -n 2 --dist worksteal tests/unit
 
 fuzz: .venv/.ready
 	.venv/bin/python -m pytest -q --hypothesis-profile=new tests/unit
