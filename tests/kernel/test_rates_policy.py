@@ -35,6 +35,7 @@ def table(section: RatesSection) -> rates.WithNumbers:
 def transfer(sender: lab.Net, receiver: lab.Net, address: str, size: int) -> float:
     """Seconds that a TCP transfer of ``size`` bytes takes."""
     server = receiver.socket()
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the last one may be in TIME_WAIT
     server.bind((address, 7100))
     server.listen()
     client = sender.socket()
@@ -62,17 +63,18 @@ def test_bandwidth_is_held_in_both_directions_and_rebound(slot: Slot) -> None:
     section = RatesSection(egress=Rate(bandwidth="${speed}"), ingress=Rate(bandwidth="${speed}"))
     die = rates.cast(section, values=VALUES)
     megabyte = 1_000_000
-    assert transfer(guest, root, lab.OUTSIDE4, 4 * megabyte) < 1.0
+    free = transfer(guest, root, lab.OUTSIDE4, 4 * megabyte)
     middle.run(die.stamp, VALUES)
     assert middle.run(die.read, VALUES, {}) == []
     for sender, receiver, address in ((guest, root, lab.OUTSIDE4), (root, guest, lab.GUEST4)):
-        rate = 4 * megabyte * 8 / transfer(sender, receiver, address, 4 * megabyte)
-        assert 8e6 < rate < 19e6, "16 Mbit/s, and the burst of 64 KiB on top"
+        held = transfer(sender, receiver, address, 4 * megabyte)
+        assert held > 4 * megabyte * 8 / 19e6, "16 Mbit/s, and the burst of 64 KiB on top"
+        assert held > 2 * free
     faster = {**VALUES, "speed": "800M"}
     middle.run(die.bind, faster, {})
     assert middle.run(die.read, faster, {}) == []
     assert [d.where for d in middle.run(die.read, VALUES, {})] == ["rates up0", "rates in0"]
-    assert transfer(guest, root, lab.OUTSIDE4, 4 * megabyte) < 1.0
+    assert transfer(guest, root, lab.OUTSIDE4, 4 * megabyte) < held / 2
     middle.sh("tc qdisc del dev up0 root")
     assert [str(d) for d in middle.run(die.read, faster, {})] == ["rates up0: the token bucket is missing"]
     middle.run(die.reset, VALUES)
@@ -108,8 +110,9 @@ def test_new_connections_are_limited(slot: Slot) -> None:
     die = table(RatesSection(new_connections=2, new_connections_burst=10))
     middle.run(die.stamp, VALUES)
     server = lab.Echo(root, lab.OUTSIDE4)
-    taken = sum(lab.connects(guest, lab.OUTSIDE4, timeout=0.02) for _ in range(30))
-    assert 10 <= taken <= 16
+    start = time.monotonic()
+    taken = sum(lab.connects(guest, lab.OUTSIDE4, timeout=0.05) for _ in range(30))
+    assert 10 <= taken <= 10 + 2 * (time.monotonic() - start) + 1 < 30
     server.close()
 
 
