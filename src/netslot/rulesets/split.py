@@ -24,6 +24,7 @@ from netslot.rulesets.proof.members import Portraits
 from netslot.rulesets.proof.places import Places, survey
 from netslot.rulesets.proof.tagged import FiledRuleset
 from netslot.rulesets.published import PUBLISH, write_published
+from netslot.rulesets.splitting.counts import Counting, find_counting, never_both
 from netslot.rulesets.splitting.lengths import longest, longest_after
 from netslot.rulesets.splitting.naming import Naming, name_links
 from netslot.rulesets.splitting.ordering import Ordering, find_ordering
@@ -160,12 +161,8 @@ class _Splitter:
 
     def _one_family(self, family: Family, first: dict[int, int], in_order: bool) -> None:
         filed = self._filed[family]
+        writers, counting = self._write_slots(filed, first, in_order)
         undecided: dict[Matches, None] = {}
-        writers: dict[int, SlotWriter] = {}
-        for kind, tenant in first.items():
-            writer = SlotWriter(filed, self._naming, self._plan, tenant, self._attachment, in_order)
-            writer.forward()
-            writers[kind] = writer
         early = frozenset(table for table in ("raw", "mangle") if self._take_drops(table, writers))
         for writer in writers.values():
             undecided |= writer.undecided
@@ -191,8 +188,33 @@ class _Splitter:
             self._attachment != "process",
         )
         root.counted = frozenset((kind, what) for kind, writer in writers.items() for what in writer.counted)
-        root.in_order, root.ordering = in_order, self._ordering
+        root.moved = frozenset((kind, what) for kind, writer in writers.items() for what in writer.moved)
+        root.in_order, root.ordering, root.counting = in_order, self._ordering, counting
         self._keep(family, root, slot_walk, passing)
+
+    def _write_slots(
+        self, filed: FiledRuleset, first: dict[int, int], in_order: bool
+    ) -> tuple[dict[int, SlotWriter], Counting | None]:
+        """The slots' chains by class. Tried again while a count that moved sees less in slots than in root."""
+        counting = find_counting(filed, self._places)
+        while True:
+            writers: dict[int, SlotWriter] = {}
+            for kind, tenant in first.items():
+                writer = SlotWriter(filed, self._naming, self._plan, tenant, self._attachment, in_order, counting)
+                writer.forward()
+                writers[kind] = writer
+            if counting is None:
+                return writers, None
+            undecided = [region for writer in writers.values() for region in writer.undecided]
+            missed = {
+                what
+                for writer in writers.values()
+                for what, packets in writer.moved.items()
+                if what in writer.counted or not all(never_both(packets, region) for region in undecided)
+            }
+            if not missed and any(writer.moved for writer in writers.values()):
+                return writers, counting
+            counting = replace(counting, kept=counting.kept | missed) if missed else None
 
     def _order_matters(self, filed: FiledRuleset) -> bool:
         try:

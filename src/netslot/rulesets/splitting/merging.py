@@ -17,9 +17,9 @@ from netslot.rulesets import targets as t
 from netslot.rulesets.model import Family, Rule
 from netslot.rulesets.proof.lent import lent_addresses, lent_numbers, numbers_of, one_address
 from netslot.rulesets.proof.tagged import Filed, FiledRuleset
+from netslot.rulesets.splitting.counts import what_counts
 from netslot.rulesets.splitting.naming import Naming
 from netslot.rulesets.splitting.plan import CannotSplit
-from netslot.rulesets.splitting.slots import what_counts
 
 _MOST_CLASSES = 16
 """More kinds of tenants than this in one place of a chain are no longer a few slot-agnostic rules."""
@@ -55,6 +55,7 @@ class Generaliser:
         self._filed, self._naming, self._spoofing = filed, naming, spoofing
         self._family: Family = filed.ruleset.family
         self._counted: frozenset[Hashable] = frozenset()
+        self._moved: frozenset[Hashable] = frozenset()
         self._lent = lent_numbers([filed], naming.places)
         self._addresses = lent_addresses([filed], naming.places, self._family)
         self._names: dict[tuple[str, tuple[General, ...]], str] = {}
@@ -64,13 +65,19 @@ class Generaliser:
         return {name: list(rules) for (place, rules), name in self._names.items() if place == table}
 
     def rule(
-        self, table: str, chain: str, item: Filed, tenant: int, counted: frozenset[Hashable] = frozenset()
+        self,
+        table: str,
+        chain: str,
+        item: Filed,
+        tenant: int,
+        counted: frozenset[Hashable] = frozenset(),
+        moved: frozenset[Hashable] = frozenset(),
     ) -> General:
         """The rule with the tenant's names generalised; CannotSplit if it names the tenant in another way.
 
-        ``counted``: what keeps a count of one tenant's (see ``what_counts``).
+        ``counted``: what keeps a count of one tenant's (see ``what_counts``). ``moved``: what its slot counts.
         """
-        self._counted = counted
+        self._counted, self._moved = counted, moved
         if what_counts(item.rule) in counted:
             raise CannotSplit("it keeps a count of one tenant's")
         if self._lends(item.rule, tenant):
@@ -125,7 +132,9 @@ class Generaliser:
         if near is None or depth == _DEEPEST:
             raise CannotSplit("it leads to a chain of the tenant's own, and does not ask for its link")
         rules = tuple(
-            self._inner(table, inner, tenant, near, depth) for inner in self._filed.chains[table, target.chain]
+            self._inner(table, inner, tenant, near, depth)
+            for inner in self._filed.chains[table, target.chain]
+            if what_counts(inner.rule) not in self._moved
         )
         name = self._names.setdefault((table, rules), f"netslot-own-{len(self._names)}")
         return replace(target, chain=name)

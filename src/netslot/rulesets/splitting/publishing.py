@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from netslot.rulesets import matches as m
 from netslot.rulesets import targets as t
 from netslot.rulesets.model import Family, Rule
+from netslot.rulesets.proof.lent import one_address
 from netslot.rulesets.proof.places import Places
 from netslot.rulesets.proof.tagged import Filed, FiledRuleset
 from netslot.rulesets.published import Published
@@ -104,6 +105,28 @@ def rewritten(filed: FiledRuleset, links: Callable[[str], bool]) -> list[tuple[m
     ``links``: whether an interface is a tenant's. Where there would be many kinds, one that says less.
     """
     found: dict[tuple[m.Match, ...], None] = {}
+    for rule in _changing(filed, links):
+        region = tuple(x for x in rule.matches if isinstance(x, m.Address | m.Protocol | m.Ports))
+        found[tuple(x for x in region if not (isinstance(x, m.Address) and x.side == "src"))] = None
+    if len(found) > _MANY:
+        found = dict.fromkeys(_with_hulls(list(found)))
+    if len(found) > _MANY:
+        found = {tuple(x for x in region if isinstance(x, m.Protocol)): None for region in found}
+    return list(found)
+
+
+def leads_elsewhere(filed: FiledRuleset, places: Places) -> bool:
+    """Whether what root changes of tenants' packets before FORWARD may lead anywhere but to tenants and the host."""
+    family = filed.ruleset.family
+    tenants = {a.value for each in places.tenants for a in each.addresses if a.family == family}
+    targets = (rule.target for rule in _changing(filed, places.link_owner.__contains__))
+    return any(
+        not isinstance(to, t.Redirect) and not (isinstance(to, t.Dnat) and one_address(to) in tenants)
+        for to in targets
+    )
+
+
+def _changing(filed: FiledRuleset, links: Callable[[str], bool]) -> Iterator[Rule]:
     for (table, chain), items in filed.chains.items():
         if table not in ("raw", "mangle", "nat") or (
             chain != "PREROUTING" and filed.policy(table, chain) is not None
@@ -111,13 +134,7 @@ def rewritten(filed: FiledRuleset, links: Callable[[str], bool]) -> list[tuple[m
             continue
         for item in items:
             if isinstance(item.rule.target, _REWRITES) and _may_be_tenants(item.rule, links):
-                region = tuple(x for x in item.rule.matches if isinstance(x, m.Address | m.Protocol | m.Ports))
-                found[tuple(x for x in region if not (isinstance(x, m.Address) and x.side == "src"))] = None
-    if len(found) > _MANY:
-        found = dict.fromkeys(_with_hulls(list(found)))
-    if len(found) > _MANY:
-        found = {tuple(x for x in region if isinstance(x, m.Protocol)): None for region in found}
-    return list(found)
+                yield item.rule
 
 
 def _with_hulls(regions: list[tuple[m.Match, ...]]) -> list[tuple[m.Match, ...]]:

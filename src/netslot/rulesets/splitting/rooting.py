@@ -19,13 +19,14 @@ from netslot.rulesets.proof.comparing import comparison
 from netslot.rulesets.proof.places import NOBODY
 from netslot.rulesets.proof.standing import Side, side_of
 from netslot.rulesets.proof.tagged import Filed, FiledRuleset
+from netslot.rulesets.splitting.counts import Counting, is_count, what_counts
 from netslot.rulesets.splitting.merging import General, Generaliser, Text, merged, plain
 from netslot.rulesets.splitting.naming import Naming
 from netslot.rulesets.splitting.ordering import BITS, Ordering
 from netslot.rulesets.splitting.plan import CannotSplit, Plan
 from netslot.rulesets.splitting.publishing import Maps, rewritten
 from netslot.rulesets.splitting.sets import SetRules
-from netslot.rulesets.splitting.slots import Matches, is_slots_own, what_counts
+from netslot.rulesets.splitting.slots import Matches, is_slots_own
 from netslot.rulesets.write import rule_text
 
 FROM = "netslot-from"
@@ -58,7 +59,9 @@ class RootWriter:
         self._kept: set[Rule] = set()  # rules that slots decide by, and that stand in root as they were
         self.in_order = False  # it matters between two tenants whose rules of FORWARD stand first
         self.ordering: Ordering | None = None
+        self.counting: Counting | None = None
         self.counted: frozenset[tuple[int, Hashable]] = frozenset()  # by class: counts of one tenant's, kept here
+        self.moved: frozenset[tuple[int, Hashable]] = frozenset()  # and those that slots keep
         self.set_rules = SetRules(naming.places, self._family)
         self.maps = Maps(naming.places, self._family, plan)
 
@@ -208,7 +211,10 @@ class RootWriter:
             sides = {role for role, _ in item.tags}
             if self._plan.fate(item.rule) is not None:
                 continue
-            if forwarding and ("in" in sides or ("out" in sides and not self._inward_here)):
+            if forwarding and self._counts_in_slot(item):
+                why = "its slot counts by it, for it leaves to root none of the packets that it is about"
+                self._plan.settle(self._family, table, chain, item.rule, "moved", f"slot {table}", why)
+            elif forwarding and ("in" in sides or ("out" in sides and not self._inward_here)):
                 self._move(table, chain, item.rule)
             else:
                 why = f"all tenants' rules of this kind say the same; {len(general)} rules say it once"
@@ -234,6 +240,7 @@ class RootWriter:
         mode = self.ordering.modes.get(place, "in") if self.ordering is not None else "mixed"
         if mode == "mixed":
             raise CannotSplit("they stand in no order that all have")
+        items = [item for item in items if not self._counts_in_slot(item)]
         beyond = next((item for item in items if self._only_slots_see(item)), None)
         if beyond is not None:
             raise CannotSplit(f"only a slot can ask it for all: {beyond.rule.text}")
@@ -259,8 +266,7 @@ class RootWriter:
     def _only_slots_see(self, item: Filed) -> bool:
         """Whether no rule of root's can ask it of packets that slots have sent on."""
         matches = item.rule.matches
-        counts = any(isinstance(x, m.Opaque) and x.stateful for x in matches)
-        return counts or (self._frames and any(isinstance(x, m.Mac) for x in matches))
+        return any(map(is_count, matches)) or (self._frames and any(isinstance(x, m.Mac) for x in matches))
 
     def _by_class(
         self, table: str, chain: str, items: list[Filed], forwarding: bool
@@ -290,11 +296,17 @@ class RootWriter:
     def _row(self, table: str, chain: str, row: tuple[Filed, ...], tenant: int) -> General:
         """One rule for all tenants of a class, whose first is ``tenant``; if there is none, theirs one by one."""
         try:
-            counted = frozenset(what for kind, what in self.counted if kind == self._kinds[tenant])
-            return self._general.rule(table, chain, row[0], tenant, counted)
+            counted, moved = (
+                frozenset(what for kind, what in every if kind == self._kinds[tenant])
+                for every in (self.counted, self.moved)
+            )
+            return self._general.rule(table, chain, row[0], tenant, counted, moved)
         except CannotSplit as reason:
             texts = self._one_by_one(table, chain, list(row), str(reason))
             return General(None, (), t.NoTarget(), tuple(texts))
+
+    def _counts_in_slot(self, item: Filed) -> bool:
+        return item.tenant != NOBODY and (self._kinds[item.tenant], what_counts(item.rule)) in self.moved
 
     def _slots_own(self, item: Filed) -> bool:
         here = (self._kinds[item.tenant], what_counts(item.rule)) in self.counted
@@ -331,7 +343,10 @@ class RootWriter:
     def _from(self) -> list[Text]:
         """What slots have let pass: to another slot, undecided, or out."""
         found: list[Text] = [((self._naming.link("out"),), t.Return())]
-        found += [((m.Address("dst", *pool),), t.Return()) for pool in self._naming.places.pools(self._family)]
+        pools = self._naming.places.pools(self._family)
+        if self.counting is not None:
+            pools = [*self.counting.tenants, *self.counting.hosts]
+        found += [((m.Address("dst", *pool),), t.Return()) for pool in pools]
         found += [(region, t.Return()) for region in self._undecided]
         if self._undecided or rewritten(self._filed, self._naming.places.link_owner.__contains__):
             found.append(((m.CtState("conntrack", frozenset(("DNAT",))),), t.Return()))

@@ -9,7 +9,7 @@ first drop is the last word.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -21,6 +21,16 @@ from netslot.rulesets.proof.conditions import depends_on_place, interface_is
 from netslot.rulesets.proof.journey import Attachment
 from netslot.rulesets.proof.places import NOBODY, Pattern, cover
 from netslot.rulesets.proof.tagged import Filed, FiledRuleset, Roles
+from netslot.rulesets.splitting.counts import (
+    MOST_PATTERNS,
+    Counting,
+    ends_between,
+    ends_open,
+    goes_outside,
+    is_count,
+    only_first,
+    what_counts,
+)
 from netslot.rulesets.splitting.naming import Naming
 from netslot.rulesets.splitting.plan import CannotSplit, Plan
 from netslot.rulesets.splitting.publishing import rewritten
@@ -31,9 +41,6 @@ _RAW = ("raw", "PREROUTING")
 
 Matches = tuple[m.Match, ...]
 
-_MOST_PATTERNS = 16
-"""More than these are no longer a few rules at the head of a slot's chain."""
-
 
 def is_slots_own(item: Filed, naming: Naming, family: Family, frames: bool) -> bool:
     """Whether no rule of root's can say it for all tenants: it counts for one, or knows one's address or frames.
@@ -43,7 +50,7 @@ def is_slots_own(item: Filed, naming: Naming, family: Family, frames: bool) -> b
     if item.tenant == NOBODY:
         return False
     matches = item.rule.matches
-    if any(isinstance(x, m.Opaque) and x.stateful for x in matches):
+    if any(map(is_count, matches)):
         return not isinstance(item.rule.target, t.Log | t.NoTarget)
     if frames and any(isinstance(x, m.Mac) for x in matches):
         return True
@@ -51,11 +58,6 @@ def is_slots_own(item: Filed, naming: Naming, family: Family, frames: bool) -> b
     return any(
         isinstance(x, m.Address) and x.negated and x.side == "src" and (x.value, x.mask) in own for x in matches
     )
-
-
-def what_counts(rule: Rule) -> Hashable:
-    """The same for the rules of all members of a class, and for no other of their rules that keeps another count."""
-    return tuple(x for x in rule.matches if isinstance(x, m.Opaque) and x.stateful), rule.target
 
 
 @dataclass
@@ -79,6 +81,7 @@ class SlotWriter:
         tenant: int,
         attachment: Attachment,
         in_order: bool = False,
+        counting: Counting | None = None,
     ) -> None:
         self._filed, self._naming, self._plan = filed, naming, plan
         self._tenant, self._attachment = tenant, attachment
@@ -87,11 +90,15 @@ class SlotWriter:
         self._in_order = in_order  # packets between tenants are for root alone: whose rules come first matters
         self._link = naming.places.link(tenant)
         self._copied: dict[str, str] = {}
+        self._moved_in: dict[str, Set[Hashable]] = {}  # what moved with a chain that was copied
         self._rewritten = rewritten(filed, naming.places.link_owner.__contains__)
         self._changed = [region for region in self._rewritten if not self._to_host(region)]
         self.undecided: dict[Matches, None] = dict.fromkeys(self._changed)
         self.refusals: list[tuple[str, Rule, str]] = []
+        self._counting = counting  # None: what the tenant's rules count is counted in root, but for first drops
+        self._past: frozenset[str] = frozenset()  # of which packets rules so far have decided: "open", "between"
         self.counted: set[Hashable] = set()  # what keeps a count that only root can keep
+        self.moved: dict[Hashable, Matches] = {}  # what counts here instead, and which packets
         self.checked = False  # what the tenant sends under another's address is dropped first thing
         self.passing = 0  # rules that a packet is tested against here which root decides about
         self.rules = SlotRules()
@@ -149,6 +156,8 @@ class SlotWriter:
 
         What root cannot repeat has to be asked of packets for these as well; then the patterns are exact.
         """
+        if self._counting is not None:
+            return list(self._counting.hosts)
         places = self._naming.places
         pool = places.gateway_pool(self._family)
         if pool is None:
@@ -157,7 +166,7 @@ class SlotWriter:
         frames = self._attachment != "process"
         own = any(is_slots_own(item, self._naming, self._family, frames) for item in self._everything("FORWARD"))
         exact = cover(known) if own else []
-        return exact if 0 < len(exact) <= _MOST_PATTERNS else [pool]
+        return exact if 0 < len(exact) <= MOST_PATTERNS else [pool]
 
     def _everything(self, chain: str) -> Iterator[Filed]:
         """The rules that the tenant's packets to the outside may meet, those of its chains included."""
@@ -210,7 +219,11 @@ class SlotWriter:
             try:
                 self._check_count(item, chain, outward, early and not (self._changed and not changed))
                 lines += self._lines(item, chain, outward)
+                if outward:
+                    self._pass(item.rule)
             except CannotSplit as reason:
+                if self._counts(item, chain):
+                    self.counted.add(what_counts(item.rule))
                 if not outward:
                     self.refusals.append((chain, item.rule, str(reason)))
                     continue
@@ -293,7 +306,8 @@ class SlotWriter:
         own = [a for a in self._naming.places.addresses(self._tenant, self._family) if self._attachment != "process"]
         turning = [self._text((m.Address("dst", a.value, a.mask),), t.Return()) for a in own] if outward else []
         side: m.Side = "dst" if outward else "src"
-        return [*turning, rule_text((m.Address(side, *pool),), t.Accept(), self._family)]
+        tenants = self._counting.tenants if outward and self._counting is not None else [pool]
+        return [*turning, *(self._all_of(side, pattern) for pattern in tenants)]
 
     def _mine(self, table: str, chain: str, outward: bool) -> list[Filed]:
         here = frozenset((self._tenant,))
@@ -305,7 +319,7 @@ class SlotWriter:
         matches = self._slot_matches(rule, outward)
         if matches is None:
             return []
-        stateful = [x for x in matches if isinstance(x, m.Opaque) and x.stateful]
+        stateful = list(filter(is_count, matches))
         owned = bool(item.tags) or self._filed.chain_owner.get(("filter", chain)) == self._tenant
         for match in matches:
             if isinstance(match, m.Mark):
@@ -323,7 +337,7 @@ class SlotWriter:
 
     def _counts(self, item: Filed, chain: str) -> bool:
         """Whether the rule decides by a count of the tenant's."""
-        counts = any(isinstance(x, m.Opaque) and x.stateful for x in item.rule.matches)
+        counts = any(map(is_count, item.rule.matches))
         owned = bool(item.tags) or self._filed.chain_owner.get(("filter", chain)) == self._tenant
         return counts and owned and not isinstance(item.rule.target, t.Log | t.NoTarget)
 
@@ -338,9 +352,28 @@ class SlotWriter:
 
     def _check_count(self, item: Filed, chain: str, outward: bool, asked_of_all: bool) -> None:
         """A rule that decides by a count of the tenant's must count in one place: here if it sees all packets."""
-        if self._counts(item, chain) and not (outward and asked_of_all and not self._spares):
-            self.counted.add(what_counts(item.rule))
+        if not self._counts(item, chain) or (outward and asked_of_all and not self._spares):
+            return
+        if not (outward and self._sees_all(item.rule)):
             raise CannotSplit("it keeps a count of one tenant's, and root sees some of what it counts")
+        self.moved[what_counts(item.rule)] = tuple(x for x in item.rule.matches if not self._only_here(x))
+
+    def _sees_all(self, rule: Rule) -> bool:
+        """Whether the slot leaves to root none of the packets that the rule may be about."""
+        how = self._counting
+        return (
+            how is not None
+            and what_counts(rule) not in how.kept
+            and ("between" in self._past or goes_outside(rule, self._naming.places))
+            and (not how.first_only or "open" in self._past or only_first(rule))
+        )
+
+    def _pass(self, rule: Rule) -> None:
+        """Remember what the rules that follow are no longer asked of."""
+        if ends_open(rule, self._link):
+            self._past |= {"open"}
+        if ends_between(rule, self._link, self._naming.places):
+            self._past |= {"between"}
 
     def _sees_alike(self, match: m.Match, outward: bool) -> bool:
         """The frame that a guest sends is the same in its slot as it was in root."""
@@ -363,9 +396,12 @@ class SlotWriter:
         key = f"{side} {chain}"
         known = self._copied.get(key)
         if known is not None:
+            self.counted |= self._moved_in[key]  # who comes to the chain by this way may have been asked less before
             return known
         self._copied[key] = name
+        past, before = self._past, set(self.moved)
         self._chain(chain, name, outward)
+        self._past, self._moved_in[key] = past, self.moved.keys() - before
         return name
 
     def _slot_matches(self, rule: Rule, outward: bool) -> Matches | None:
