@@ -209,12 +209,16 @@ class _Splitter:
             missed = {
                 what
                 for writer in writers.values()
-                for what, packets in writer.moved.items()
-                if what in writer.counted or not all(never_both(packets, region) for region in undecided)
+                for what, met in writer.moved.items()
+                if what in writer.counted
+                or not all(never_both(packets, region) for packets in met for region in undecided)
             }
-            if not missed and any(writer.moved for writer in writers.values()):
+            narrowed = replace(
+                counting, kept=counting.kept | missed, first_only=counting.first_only or bool(undecided)
+            )
+            if narrowed == counting and any(writer.moved for writer in writers.values()):
                 return writers, counting
-            counting = replace(counting, kept=counting.kept | missed) if missed else None
+            counting = narrowed if narrowed != counting else None
 
     def _order_matters(self, filed: FiledRuleset) -> bool:
         try:

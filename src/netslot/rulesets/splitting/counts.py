@@ -24,7 +24,6 @@ MOST_PATTERNS = 16
 """More than these are no longer a few rules at the head of a slot's chain."""
 
 _OPEN = frozenset(("ESTABLISHED", "RELATED"))
-_SYN, _ACK = 2, 16
 
 
 def is_count(match: m.Match) -> bool:
@@ -41,8 +40,8 @@ def what_counts(rule: Rule) -> Hashable:
 class Counting:
     """What holds for all slots of a host in which counts of tenants' move.
 
-    ``tenants`` and ``hosts``: exactly the addresses that slots leave to root, in patterns. ``first_only``: root
-    translates some connections, so that it sees their later packets undecided. ``kept``: counts that root keeps.
+    ``tenants`` and ``hosts``: exactly the addresses that slots leave to root, in patterns. ``first_only``: slots
+    leave to root what belongs to translated connections. ``kept``: counts that root keeps.
     """
 
     tenants: tuple[Pattern, ...]
@@ -77,12 +76,8 @@ def goes_outside(rule: Rule, places: Places) -> bool:
 
 
 def only_first(rule: Rule) -> bool:
-    """Whether it is about the first packets of connections alone."""
-    return any(
-        (isinstance(x, m.CtState) and not x.negated and x.states == {"NEW"})
-        or (isinstance(x, m.TcpFlags) and not x.negated and x.mask & x.value & _SYN and x.mask & ~x.value & _ACK)
-        for x in rule.matches
-    )
+    """Whether it is about the first packets of connections alone. A SYN may belong to an open one."""
+    return any(isinstance(x, m.CtState) and not x.negated and x.states == {"NEW"} for x in rule.matches)
 
 
 def ends_open(rule: Rule, link: str) -> bool:

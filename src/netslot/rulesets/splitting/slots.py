@@ -87,6 +87,7 @@ class SlotWriter:
         self._tenant, self._attachment = tenant, attachment
         self._family: Family = filed.ruleset.family
         self._names = naming.names(tenant, self._family)
+        self._counting = counting  # None: what the tenant's rules count is counted in root, but for first drops
         self._in_order = in_order  # packets between tenants are for root alone: whose rules come first matters
         self._link = naming.places.link(tenant)
         self._copied: dict[str, str] = {}
@@ -95,10 +96,9 @@ class SlotWriter:
         self._changed = [region for region in self._rewritten if not self._to_host(region)]
         self.undecided: dict[Matches, None] = dict.fromkeys(self._changed)
         self.refusals: list[tuple[str, Rule, str]] = []
-        self._counting = counting  # None: what the tenant's rules count is counted in root, but for first drops
         self._past: frozenset[str] = frozenset()  # of which packets rules so far have decided: "open", "between"
         self.counted: set[Hashable] = set()  # what keeps a count that only root can keep
-        self.moved: dict[Hashable, Matches] = {}  # what counts here instead, and which packets
+        self.moved: dict[Hashable, list[Matches]] = {}  # what counts here instead, and which packets
         self.checked = False  # what the tenant sends under another's address is dropped first thing
         self.passing = 0  # rules that a packet is tested against here which root decides about
         self.rules = SlotRules()
@@ -356,7 +356,8 @@ class SlotWriter:
             return
         if not (outward and self._sees_all(item.rule)):
             raise CannotSplit("it keeps a count of one tenant's, and root sees some of what it counts")
-        self.moved[what_counts(item.rule)] = tuple(x for x in item.rule.matches if not self._only_here(x))
+        packets = tuple(x for x in item.rule.matches if not self._only_here(x))
+        self.moved.setdefault(what_counts(item.rule), []).append(packets)
 
     def _sees_all(self, rule: Rule) -> bool:
         """Whether the slot leaves to root none of the packets that the rule may be about."""
