@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
+from netslot.rulesets.model import Family
 from netslot.rulesets.parse import parse
 from netslot.rulesets.proof.arrangement import read
 from netslot.rulesets.proof.comparing import compared_bits, out_of_order
+from netslot.rulesets.proof.journey import Attachment
 from netslot.rulesets.proof.places import survey
 from netslot.rulesets.proof.prover import Verdict, prove
 from netslot.rulesets.proof.standing import standings
@@ -90,6 +92,16 @@ def test_rules_that_stand_in_no_order_are_kept_as_they_were() -> None:
 def test_two_orders_on_one_host_have_no_number() -> None:
     text = host("each", again=True)
     assert proof(text, moved(text).files).equivalent
+
+
+@pytest.mark.parametrize("attachment", ["tap", "process"])
+def test_slots_can_be_built_for_them(attachment: Attachment) -> None:
+    """A class whose links have a number each is still one class."""
+    dump = parse(host("each"))
+    address: tuple[Family, int] = (4, 0xC6336401)
+    found = split(dump, tenants(), attachment=attachment, host_addresses=[address])
+    assert "netslot.toml" in found.files
+    assert prove(dump, survey(dump, tenants(), [address]), read(found.files)).equivalent
 
 
 def _numbers(change: Callable[[list[int]], None]) -> Callable[[Files], None]:

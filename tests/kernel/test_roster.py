@@ -87,6 +87,12 @@ class Played:
             if "ifalias" in link
         }
 
+    def groups(self) -> dict[int, int]:
+        """The interface group of the links ``tap<number>``."""
+        links = json.loads(self.root.sh("ip -j link"))
+        found = {link["ifname"]: int(link["group"]) for link in links if link["ifname"].startswith("tap")}
+        return {int(name.removeprefix("tap")): group for name, group in found.items()}
+
     def whole(self) -> None:
         """No drift, and nothing that no slot needs."""
         deadline = time.monotonic() + 3
@@ -247,6 +253,23 @@ def test_drift_is_told_and_repaired(played: Played, harm: str, word: str) -> Non
     assert all(each.startswith(f"slot {number}:") for each in said), said
     report = played.host.verify(repair=True)
     assert report.unrepaired == 0, report
+    played.whole()
+
+
+def test_links_of_one_class_may_have_a_group_each(played: Played) -> None:
+    """As those have that root's rules tell apart by a number (docs/decisions/0111)."""
+    groups = {number: 0x50000000 + number for number in range(1, 7)}
+    played.up(*(entry(number, "vm" if number > 3 else "job", group=group) for number, group in groups.items()))
+    assert played.groups() == groups
+    played.whole()
+    played.root.sh(f"ip link set tap2 group {groups[3]}; ip link set tap6 group {groups[5]}")
+    said = [str(each) for each in played.host.verify().drift]
+    assert len(said) == 2
+    assert all("group is " in each for each in said)
+    assert played.host.verify(repair=True).unrepaired == 0
+    assert played.groups() == groups
+    played.up(*(entry(number, "vm" if number > 3 else "job", group=groups[7 - number]) for number in groups))
+    assert played.groups() == {number: groups[7 - number] for number in groups}
     played.whole()
 
 

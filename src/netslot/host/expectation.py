@@ -12,7 +12,7 @@ from ipaddress import ip_address
 from typing import TypeVar
 
 from netslot.host.likeness import Likeness
-from netslot.host.links import DISABLE6, ROOT_IPV4, Answers, State, packed, root_state_of, state_of
+from netslot.host.links import DISABLE6, ROOT_IPV4, Answers, State, packed, root_group, root_state_of, state_of
 from netslot.host.plan import SlotPlan
 from netslot.host.wiring import METRIC
 from netslot.kernel import rtnetlink as rt
@@ -65,7 +65,8 @@ class Expectation:
 
     def root(self, plan: SlotPlan) -> State:
         """What root's end of the link of ``plan`` is when nothing drifted, as :func:`read_root` has it."""
-        return self._of(plan, self._root, {self._root_if: plan.root_if})
+        state = self._of(plan, self._root, {self._root_if: plan.root_if})
+        return state._replace(links={i: each._replace(group=root_group(plan)) for i, each in state.links.items()})
 
     def _of(self, plan: SlotPlan, part: _Part, names: Mapping[str, str]) -> State:
         change = dict(zip(self._own, _own_values(plan), strict=True))
@@ -111,8 +112,9 @@ class _Part:
 
 @functools.lru_cache(maxsize=1)
 def _marks(plan: SlotPlan) -> list[bytes]:
-    """What the kernel's answers say of the slot's own: names, tag, addresses and MACs."""
-    return [f"{plan.root_if}\0".encode(), f"{plan.tag}\0".encode(), *_own_values(plan)]
+    """What the kernel's answers say of the slot's own: names, tag, addresses and MACs, the group of root's end."""
+    group = root_group(plan).to_bytes(4, sys.byteorder)
+    return [f"{plan.root_if}\0".encode(), f"{plan.tag}\0".encode(), *_own_values(plan), group]
 
 
 def _own_values(plan: SlotPlan) -> list[bytes]:

@@ -75,7 +75,7 @@ class Resident:
         """What slots of one class must have in common, so that one can be told from another by its values alone."""
         networks = tuple((each.version, each.prefixlen) for each in self.addresses)
         gateways = tuple((each.version, each.is_link_local) for each in self.gateways)
-        return networks, gateways, self.mac is None, self.group
+        return networks, gateways, self.mac is None
 
     @property
     def has_networks(self) -> bool:
