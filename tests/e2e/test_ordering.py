@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,7 @@ from netslot.rulesets.proof.standing import standings
 from netslot.rulesets.proof.tagged import FiledRuleset
 from netslot.rulesets.split import Split, split
 from netslot.rulesets.tenants import Tenant, TenantAddress
+from netslot.spec.load import load
 
 NAMES = [f"vm{k}" for k in range(1, 7)]
 OUT = ["-p tcp -m tcp --dport 25 -j DROP", "-m conntrack --ctstate ESTABLISHED -j ACCEPT", "-j ACCEPT"]
@@ -95,12 +97,15 @@ def test_two_orders_on_one_host_have_no_number() -> None:
 
 
 @pytest.mark.parametrize("attachment", ["tap", "process"])
-def test_slots_can_be_built_for_them(attachment: Attachment) -> None:
+def test_slots_can_be_built_for_them(attachment: Attachment, tmp_path: Path) -> None:
     """A class whose links have a number each is still one class."""
     dump = parse(host("each"))
     address: tuple[Family, int] = (4, 0xC6336401)
     found = split(dump, tenants(), attachment=attachment, host_addresses=[address])
-    assert "netslot.toml" in found.files
+    for name, text in found.files.items():
+        (tmp_path / name).write_text(text)
+    spec = load(tmp_path / "netslot.toml")
+    assert sorted(len(each.residents or {}) for each in spec.classes.values()) == [3, 3]
     assert prove(dump, survey(dump, tenants(), [address]), read(found.files)).equivalent
 
 
