@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import takewhile
 
 from netslot.rulesets import matches as m
 from netslot.rulesets import targets as t
@@ -58,6 +59,10 @@ def is_slots_own(item: Filed, naming: Naming, family: Family, frames: bool) -> b
     return any(
         isinstance(x, m.Address) and x.negated and x.side == "src" and (x.value, x.mask) in own for x in matches
     )
+
+
+def _asks_way_out(rule: Rule) -> bool:
+    return any(isinstance(x, m.Interface) and x.direction == "out" for x in rule.matches)
 
 
 @dataclass
@@ -265,7 +270,7 @@ class SlotWriter:
 
         A drop before which nothing else can have decided, or what stands before a drop that only the slot knows.
         """
-        if any(isinstance(x, m.Interface) and x.direction == "out" for x in item.rule.matches):
+        if _asks_way_out(item.rule):
             return False
         if self._in_order and (item.tags or item.position > first):
             return False
@@ -276,6 +281,7 @@ class SlotWriter:
     def _last_alone(self, items: list[Filed]) -> int:
         """The place of the last drop that root cannot repeat for all tenants; -1 if there is none."""
         frames = self._attachment != "process"
+        items = list(takewhile(lambda item: not _asks_way_out(item.rule), items))  # none behind is before all
         denials = [isinstance(item.rule.target, t.Drop | t.Reject) for item in items]
         return max(
             (

@@ -1,0 +1,103 @@
+"""Rules that count for one tenant: in its slot where it sees all that they count, else in root; the same verdicts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from count_hosts import COUNTS, OPEN, SYN, CountHost, any_host
+from netslot.rulesets.model import Family
+from netslot.rulesets.parse import parse
+from netslot.rulesets.proof.arrangement import read
+from netslot.rulesets.proof.places import survey
+from netslot.rulesets.proof.prover import Verdict, prove
+from netslot.rulesets.split import Split, split
+from netslot.rulesets.tenants import Tenant, TenantAddress
+
+HOST: tuple[Family, int] = (4, 0xC6336401)
+LIMIT = COUNTS["limit"]
+USUAL = CountHost(
+    range(4),
+    [["-d 169.254.169.254/32 -j DROP", f"-o eth0 {SYN} {LIMIT} -j ACCEPT", "-o eth0 -p udp -j ACCEPT"]],
+    [["-p tcp -m tcp --dport 8080 -j ACCEPT"]],
+)
+
+
+def moved(host: CountHost) -> tuple[Split, Verdict]:
+    dump = parse(host.text())
+    tenants = [
+        Tenant(f"tap{k}", (f"tap{k}",), (TenantAddress(4, 0x0A010002 + 4 * place, 0xFFFFFFFF),))
+        for k, place in enumerate(host.places)
+    ]
+    found = split(dump, tenants, host_addresses=[HOST])
+    assert not found.refused
+    return found, prove(dump, survey(dump, tenants, [HOST]), read(found.files))
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("chains", [False, True])
+@pytest.mark.parametrize("by_tenant", [False, True])
+def test_a_count_of_what_leaves_by_the_uplink_is_the_slots(count: str, chains: bool, by_tenant: bool) -> None:
+    sizes = set()
+    for tenants in (4, 8):
+        out = [[rule.replace(LIMIT, COUNTS[count]) for rule in USUAL.out[0]]]
+        found, verdict = moved(replace(USUAL, places=range(tenants), out=out, chains=chains, by_tenant=by_tenant))
+        assert verdict.equivalent
+        assert f"-m {count} " not in found.files["root.rules"]
+        assert found.files["class0.rules"].count(f"-m {count} ") == 1
+        sizes.add(found.files["root.rules"].count("\n-A "))
+    assert len(sizes) == 1, "root does not grow with tenants"
+
+
+def test_where_packets_between_tenants_were_ended_before_a_count_may_be_of_all_the_rest() -> None:
+    out = [[f"{SYN} {LIMIT} -j ACCEPT"]]
+    found, verdict = moved(replace(USUAL, out=out, common=[OPEN, "-i tap+ -o tap+ -j DROP"]))
+    assert verdict.equivalent
+    assert "-m limit" not in found.files["root.rules"]
+
+
+METADATA = "-d 169.254.169.254/32 -i tap+ -p tcp -m tcp --dport 80 -j DNAT --to-destination 203.0.113.9:8080"
+PUBLISHED = "-d 198.51.100.1/32 -p tcp -m tcp --dport 30000 -j DNAT --to-destination 10.1.0.2:8080"
+STAYS = {
+    "it counts packets between tenants too": replace(USUAL, out=[[f"{SYN} {LIMIT} -j ACCEPT"]]),
+    "root may send what it translates outside": replace(USUAL, nat=[METADATA]),
+    "a count of all may come before it": replace(USUAL, common=["-p tcp -m limit --limit 10/sec -j ACCEPT"]),
+    "later packets of translated connections": replace(USUAL, nat=[PUBLISHED], common=[]),
+    "no few patterns hold tenants alone": replace(USUAL, places=[3 * k for k in range(20)]),
+}
+
+
+@pytest.mark.parametrize("why", STAYS)
+def test_a_count_that_a_slot_would_see_in_part_stays_in_root(why: str) -> None:
+    host = STAYS[why]
+    found, verdict = moved(host)
+    assert verdict.equivalent
+    assert found.files["root.rules"].count("-m limit --limit 50/sec") == len(host.places)
+    assert "-m limit --limit 50/sec" not in found.files["class0.rules"]
+
+
+EDITS = {
+    "the slot no longer counts": ("class0.rules", f" {LIMIT} ", " "),
+    "it counts otherwise": ("class0.rules", "--limit 50/sec", "--limit 500/sec"),
+    "it counts more": ("class0.rules", "--tcp-flags FIN,SYN,RST,ACK SYN ", ""),
+    "root takes up what slots decide": ("root.rules", "-d 10.1.0.2/255.255.255.243 -j RETURN", "-j RETURN"),
+    "slots leave more to root": ("class0.rules", "-d 10.1.0.2/255.255.255.243", "-d 10.1.0.2/255.255.0.3"),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_a_wrong_count_is_found(name: str) -> None:
+    file, old, new = EDITS[name]
+    dump = parse(USUAL.text())
+    found, _ = moved(replace(USUAL))
+    assert old in found.files[file]
+    files = dict(found.files) | {file: found.files[file].replace(old, new)}
+    tenants = found.places.tenants
+    assert not prove(dump, survey(dump, list(tenants), [HOST]), read(files)).equivalent
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_any_host_is_the_same(seed: int) -> None:
+    _, verdict = moved(any_host(seed))
+    assert verdict.equivalent
