@@ -121,7 +121,7 @@ EDITS: dict[str, tuple[Callable[[Files], None], str]] = {
     "another name of a link": (_edit('kind = "tap"', 'kind = "tap"\ninterface = "tap7"'), "is not tap"),
     "routes": (_edit("[root]", '[[routes.routes]]\nto = "192.0.2.0/24"\nkind = "blackhole"\n[root]'), "routes"),
     "another link": (_other_roster("link", "tap99"), "link, group or class"),
-    "another group": (_other_roster("group", 7), "not as many"),
+    "another group": (_other_roster("group", 7), "link, group or class"),
     "another address": (_other_roster("addresses", ["10.99.0.1/32"]), "addresses, gateways or variables"),
     "one tenant less": (_one_less, "has no slot here"),
 }
