@@ -12,6 +12,7 @@ COUNTS = {
     "connlimit": "-m connlimit --connlimit-upto 20 --connlimit-mask 32 --connlimit-saddr",
     "hashlimit": "-m hashlimit --hashlimit-upto 50/sec --hashlimit-mode srcip --hashlimit-name all",
 }
+SHARED = COUNTS["hashlimit"].replace("srcip", "dstip").replace("all", "there")
 SYN = "-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN"
 OPEN = "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
 
@@ -21,7 +22,7 @@ class CountHost:
     """``places[tenant]``: which /30 of 10.1.0.0/24 a tenant has. Rules are without ``-A chain``.
 
     ``common``: what FORWARD begins with; ``after``: what follows tenants' rules. ``out`` and ``to``: rules of each
-    tenant, by class in turn. ``nat``: rules of PREROUTING.
+    tenant, by class in turn. ``nat``: rules of PREROUTING. ``spoofing``: tenants may send under any address.
     """
 
     places: Sequence[int]
@@ -33,6 +34,7 @@ class CountHost:
     chains: bool = False
     by_tenant: bool = False
     policy: str = "DROP"
+    spoofing: bool = False
 
     def address(self, tenant: int) -> str:
         return f"10.1.0.{4 * self.places[tenant] + 2}"
@@ -43,7 +45,7 @@ class CountHost:
         lines = ["*nat", ":PREROUTING ACCEPT [0:0]", ":POSTROUTING ACCEPT [0:0]"]
         lines += [f"-A PREROUTING {rule}" for rule in self.nat]
         lines += ["-A POSTROUTING -s 10.1.0.0/16 -o eth0 -j MASQUERADE", "COMMIT", "*raw", ":PREROUTING ACCEPT [0:0]"]
-        lines += [f"-A PREROUTING ! -s {self.address(k)}/32 -i tap{k} -j DROP" for k in tenants]
+        lines += [f"-A PREROUTING ! -s {self.address(k)}/32 -i tap{k} -j DROP" for k in tenants if not self.spoofing]
         lines += ["COMMIT", "*filter", ":INPUT DROP [0:0]", f":FORWARD {self.policy} [0:0]", ":OUTPUT ACCEPT [0:0]"]
         lines += [f":vm{k}-{way} - [0:0]" for k in tenants if self.chains for way in ("out", "in")]
         lines += [f"-A FORWARD {rule}" for rule in self.common]
@@ -74,6 +76,7 @@ def any_host(seed: int) -> CountHost:
         chains=chance.random() < 0.5,
         by_tenant=chance.random() < 0.4,
         policy=chance.choice(("DROP", "DROP", "ACCEPT")),
+        spoofing=chance.random() < 0.2,
     )
     made.nat = _nat(chance, made)
     return made
@@ -96,7 +99,7 @@ def _out(chance: random.Random) -> str:
     way = chance.choice(("-o eth0", "", "! -o tap+", "-o eth0"))
     what = chance.choice((SYN, "-p tcp -m tcp --dport 443", "-p udp", "", "-d 203.0.113.0/24"))
     new = "-m conntrack --ctstate NEW" if chance.random() < 0.2 else ""
-    count = chance.choice(tuple(COUNTS.values())) if chance.random() < 0.5 else ""
+    count = chance.choice((*COUNTS.values(), SHARED)) if chance.random() < 0.5 else ""
     target = chance.choice(("ACCEPT", "ACCEPT", "DROP", "REJECT"))
     return " ".join(filter(None, (way, what, new, count, f"-j {target}")))
 

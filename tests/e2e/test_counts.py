@@ -12,6 +12,7 @@ from netslot.rulesets.parse import parse
 from netslot.rulesets.proof.arrangement import read
 from netslot.rulesets.proof.places import survey
 from netslot.rulesets.proof.prover import Verdict, prove
+from netslot.rulesets.proof.tagged import FiledRuleset
 from netslot.rulesets.split import Split, split
 from netslot.rulesets.tenants import Tenant, TenantAddress
 
@@ -75,6 +76,50 @@ def test_a_count_that_a_slot_would_see_in_part_stays_in_root(why: str) -> None:
     assert verdict.equivalent
     assert found.files["root.rules"].count("-m limit --limit 50/sec") == len(host.places)
     assert "-m limit --limit 50/sec" not in found.files["class0.rules"]
+
+
+ABOVE = "-o eth0 -m hashlimit --hashlimit-above 50/sec --hashlimit-mode {} --hashlimit-name all -j DROP"
+SHARED = {
+    "one for each destination": replace(USUAL, out=[[ABOVE.format("dstip"), "-j ACCEPT"]]),
+    "one for all": replace(USUAL, out=[[ABOVE.replace("--hashlimit-mode {} ", ""), "-j ACCEPT"]]),
+    "one for each source, under which others may send": replace(
+        USUAL, out=[[ABOVE.format("srcip"), "-j ACCEPT"]], spoofing=True
+    ),
+    "one that a rule for all asks too": replace(
+        USUAL,
+        out=[[ABOVE.format("dstip").replace("all", "tap0"), "-j ACCEPT"]],
+        places=[0],
+        after=[ABOVE.format("dstip").replace("all", "tap0")],
+    ),
+}
+
+
+@pytest.mark.parametrize("what", SHARED)
+def test_a_memory_that_tenants_share_by_its_name_stays_in_root(what: str) -> None:
+    host = SHARED[what]
+    found, verdict = moved(host)
+    assert verdict.equivalent
+    assert "hashlimit" not in found.files["class0.rules"]
+    assert found.files["root.rules"].count("hashlimit-above") == len(host.places) + len(host.after)
+
+
+@pytest.mark.parametrize("what", SHARED)
+def test_such_a_memory_in_each_slot_is_found(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = replace(SHARED[what], after=[])
+    with monkeypatch.context() as blind:
+        blind.setattr(FiledRuleset, "shared_memories", frozenset())
+        found, verdict = moved(host)
+        assert "hashlimit-above" in found.files["class0.rules"]
+        assert verdict.equivalent, "but for what the tables are called"
+    dump = parse(replace(host, after=SHARED[what].after).text())
+    assert not prove(dump, survey(dump, list(found.places.tenants), [HOST]), read(found.files)).equivalent
+
+
+def test_a_memory_with_a_count_for_each_source_is_each_tenants_own() -> None:
+    found, verdict = moved(replace(USUAL, out=[[ABOVE.format("srcip"), "-j ACCEPT"]]))
+    assert verdict.equivalent
+    assert "hashlimit" in found.files["class0.rules"]
+    assert "hashlimit" not in found.files["root.rules"]
 
 
 EDITS = {

@@ -31,7 +31,7 @@ from netslot.rulesets.splitting.ordering import Ordering, find_ordering
 from netslot.rulesets.splitting.plan import FATES, CannotSplit, Plan
 from netslot.rulesets.splitting.rooting import FROM, RootWriter
 from netslot.rulesets.splitting.sets import SetsWriter
-from netslot.rulesets.splitting.slots import Matches, SlotWriter
+from netslot.rulesets.splitting.slots import EARLY, Matches, SlotWriter
 from netslot.rulesets.splitting.spec_file import add_spec
 from netslot.rulesets.tenants import Tenant
 from netslot.rulesets.write import write
@@ -163,7 +163,7 @@ class _Splitter:
         filed = self._filed[family]
         writers, counting = self._write_slots(filed, first, in_order)
         undecided: dict[Matches, None] = {}
-        early = frozenset(table for table in ("raw", "mangle") if self._take_drops(table, writers))
+        early = frozenset(table for table in EARLY if self._take_drops(table, writers))
         for writer in writers.values():
             undecided |= writer.undecided
         checked = {kind: writer.checked for kind, writer in writers.items()}
@@ -198,11 +198,14 @@ class _Splitter:
         """The slots' chains by class. Tried again while a count that moved sees less in slots than in root."""
         counting = find_counting(filed, self._places)
         while True:
-            writers: dict[int, SlotWriter] = {}
-            for kind, tenant in first.items():
-                writer = SlotWriter(filed, self._naming, self._plan, tenant, self._attachment, in_order, counting)
+            writers = {
+                kind: SlotWriter(filed, self._naming, self._plan, tenant, self._attachment, in_order, counting)
+                for kind, tenant in first.items()
+            }
+            alone = all(writer.checks_sources() for writer in writers.values())
+            for writer in writers.values():
+                writer.alone = alone
                 writer.forward()
-                writers[kind] = writer
             if counting is None:
                 return writers, None
             undecided = [region for writer in writers.values() for region in writer.undecided]

@@ -72,6 +72,17 @@ def asked_by(match: m.Opaque, flow: Flow) -> tuple[Number, ...]:
     return flow.contents()
 
 
+def kept_apart_by(match: m.Opaque) -> frozenset[str]:
+    """Of which addresses ("src", "dst") each has a count of its own, whoever else asks the same memory."""
+    words = match.words
+    if match.module != "hashlimit" or "--hashlimit-mode" not in words:
+        return frozenset()
+    modes = words[words.index("--hashlimit-mode") + 1].split(",")
+    return frozenset(
+        side for side in ("src", "dst") if f"{side}ip" in modes and f"--hashlimit-{side}mask" not in words
+    )
+
+
 def depends_on_place(match: m.Match) -> bool:
     """Whether the answer may differ in another namespace, so that the rule cannot be moved or compared."""
     if isinstance(match, m.Opaque):

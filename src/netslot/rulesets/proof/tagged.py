@@ -43,6 +43,10 @@ class Filed:
         return min((who for _, who in self.tags), default=NOBODY)
 
 
+Memory = tuple[str, str]
+"""The module, and the name that rules give."""
+
+
 class Tagger:
     """Tags of matches, remembered by the match object, which rules that say the same share."""
 
@@ -87,6 +91,20 @@ class Tagger:
         return None
 
 
+_NAMES = {"hashlimit": "--hashlimit-name", "recent": "--name"}
+
+
+def memories(rule: Rule) -> list[Memory]:
+    """The memories with a name that a rule asks: whoever says the name in this namespace asks the same one.
+
+    Each namespace has its own (net/netfilter/xt_hashlimit.c, xt_recent.c: pernet tables, found by name).
+    """
+    asked = [
+        (x.module, x.words, _NAMES[x.module]) for x in rule.matches if type(x) is m.Opaque and x.module in _NAMES
+    ]
+    return [(module, words[words.index(option) + 1]) for module, words, option in asked if option in words[:-1]]
+
+
 class FiledRuleset:
     """Every chain of one ruleset with its rules filed by tag."""
 
@@ -99,6 +117,18 @@ class FiledRuleset:
             for chain in table.chains.values():
                 self._file(table.name, chain, tagger)
         self.chain_owner = self._chain_owners()
+
+    @cached_property
+    def shared_memories(self) -> frozenset[Memory]:
+        """Memories with a name that rules of several tenants ask, or rules of nobody's beside a tenant's."""
+        found: dict[Memory, set[int]] = {}
+        for (table, chain), items in self.chains.items():
+            owner = self.chain_owner.get((table, chain), NOBODY)
+            for item in items:
+                for memory in memories(item.rule):
+                    people = {who for role, who in item.tags if role != "to"} or {owner}
+                    found.setdefault(memory, set()).update(people if len(people) == 1 else (NOBODY,))
+        return frozenset(memory for memory, people in found.items() if len(people) > 1)
 
     @cached_property
     def beside_source(self) -> Mapping[int, set[Tags]]:

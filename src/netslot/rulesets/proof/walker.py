@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from netslot.rulesets import matches as m
 from netslot.rulesets import targets as t
 from netslot.rulesets.model import Rule
-from netslot.rulesets.proof.conditions import asked_by, depends_on_place, has_connection, holds
+from netslot.rulesets.proof.conditions import asked_by, depends_on_place, has_connection, holds, kept_apart_by
 from netslot.rulesets.proof.flow import INVALID, Flow
 from netslot.rulesets.proof.places import NOBODY, Places
 from netslot.rulesets.proof.rewriting import REMEMBERED, write
-from netslot.rulesets.proof.tagged import Filed, FiledRuleset, Roles
+from netslot.rulesets.proof.tagged import Filed, FiledRuleset, Roles, memories
 from netslot.rulesets.proof.terms import Number, Truth, both, choose, either, negate
 from netslot.rulesets.write import target_words
 
@@ -114,8 +114,21 @@ class Walker:
             if depends_on_place(match) and not remembers and not isinstance(match, m.Mac):
                 self._ledger.unclear.setdefault(f"{flow.place.split(':')[0]}: {rule.text}")
             if isinstance(match, m.Opaque) and remembers:
-                met = both(met, self._ask(match, rule, self._memory(filed, chain, flow), met, flow))
+                met = both(met, self._remembered(match, filed, chain, met, flow))
         return met
+
+    def _remembered(self, match: m.Opaque, filed: Filed, chain: str, met: Truth, flow: Flow) -> Truth:
+        """The answer of a memory: a tenant's own, all packets', or one that has a count for each address."""
+        whose, rule = self._memory(filed, chain, flow), filed.rule
+        if whose in ("root", flow.place) or self._filed.shared_memories.isdisjoint(memories(rule)):
+            return self._ask(match, rule, whose, met, flow)
+        own: Truth = False
+        for side in kept_apart_by(match):
+            address = flow.src if side == "src" else flow.dst
+            own = either(own, self._places.is_tenants(address, self._owner(filed, chain), flow.family))
+        mine, others = both(met, own), both(met, negate(own))
+        answer = both(own, self._ask(match, rule, whose, mine, flow)) if mine is not False else False
+        return either(answer, both(negate(own), self._ask(match, rule, "root", others, flow)))
 
     def _ask(self, match: m.Opaque, rule: Rule, whose: str, met: Truth, flow: Flow) -> Truth:
         """A condition with a memory: the same memory, asked by the same packets, gives the same answer."""
@@ -130,11 +143,13 @@ class Walker:
         """Whose the memory is: the slot's, the one tenant's whose packets alone come here, or all packets'."""
         if flow.place != "root":
             return flow.place
+        owner = self._owner(filed, chain)
+        return "root" if owner == NOBODY else f"slot:{self._places.tenants[owner].name}"
+
+    def _owner(self, filed: Filed, chain: str) -> int:
         people = {who for role, who in filed.tags if role != "to"}
         owner = self._filed.chain_owner.get((self._table, chain), NOBODY)
-        if owner == NOBODY and len(people) == 1:
-            owner = people.pop()
-        return "root" if owner == NOBODY else f"slot:{self._places.tenants[owner].name}"
+        return people.pop() if owner == NOBODY and len(people) == 1 else owner
 
     def _act(self, rule: Rule, met: Truth, guard: Truth, flow: Flow, roles: Roles) -> tuple[Truth, Truth]:
         """What the target does; returns when the walk goes on, and when it goes back to the caller."""

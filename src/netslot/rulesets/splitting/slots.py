@@ -18,10 +18,10 @@ from netslot.rulesets import matches as m
 from netslot.rulesets import targets as t
 from netslot.rulesets.model import Family, Rule
 from netslot.rulesets.proof.arrangement import HOST
-from netslot.rulesets.proof.conditions import depends_on_place, interface_is
+from netslot.rulesets.proof.conditions import depends_on_place, interface_is, kept_apart_by
 from netslot.rulesets.proof.journey import Attachment
 from netslot.rulesets.proof.places import NOBODY, Pattern, cover
-from netslot.rulesets.proof.tagged import Filed, FiledRuleset, Roles
+from netslot.rulesets.proof.tagged import Filed, FiledRuleset, Roles, memories
 from netslot.rulesets.splitting.counts import (
     MOST_PATTERNS,
     Counting,
@@ -39,6 +39,8 @@ from netslot.rulesets.write import rule_text
 
 OUT, IN = "netslot-out", "netslot-in"
 _RAW = ("raw", "PREROUTING")
+EARLY = ("raw", "mangle")
+"""Tables whose drops of a tenant's packets may go before the veth."""
 
 Matches = tuple[m.Match, ...]
 
@@ -104,6 +106,7 @@ class SlotWriter:
         self._past: frozenset[str] = frozenset()  # of which packets rules so far have decided: "open", "between"
         self.counted: set[Hashable] = set()  # what keeps a count that only root can keep
         self.moved: dict[Hashable, list[Matches]] = {}  # what counts here instead, and which packets
+        self.alone = False  # no other tenant sends under this one's address: root and slots drop that first thing
         self.checked = False  # what the tenant sends under another's address is dropped first thing
         self.passing = 0  # rules that a packet is tested against here which root decides about
         self.rules = SlotRules()
@@ -358,7 +361,13 @@ class SlotWriter:
 
     def _check_count(self, item: Filed, chain: str, outward: bool, asked_of_all: bool) -> None:
         """A rule that decides by a count of the tenant's must count in one place: here if it sees all packets."""
-        if not self._counts(item, chain) or (outward and asked_of_all and not self._spares):
+        if not self._counts(item, chain):
+            return
+        if not self._filed.shared_memories.isdisjoint(memories(item.rule)):
+            apart = (kept_apart_by(x) for x in item.rule.matches if isinstance(x, m.Opaque) and x.stateful)
+            if not (outward and self.alone and all("src" in sides for sides in apart)):
+                raise CannotSplit("it keeps a count that tenants share, by its name")
+        if outward and asked_of_all and not self._spares and not any(map(self._to_host, self._rewritten)):
             return
         if not (outward and self._sees_all(item.rule)):
             raise CannotSplit("it keeps a count of one tenant's, and root sees some of what it counts")
@@ -487,6 +496,17 @@ class SlotWriter:
         if accepts and ended:
             raise CannotSplit("an accept would no longer keep packets from root's rules that follow")
         return lines
+
+    def checks_sources(self) -> bool:
+        """Whether what goes before the veth drops all that the tenant sends under another's address."""
+        try:
+            for table in EARLY:
+                self.drops(table)
+        except CannotSplit:
+            return False
+        finally:
+            found, self.checked = self.checked, False
+        return found
 
     def _is_check(self, matches: Sequence[m.Match]) -> bool:
         """Whether these are all packets but those under the tenant's own address."""
