@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -120,6 +121,38 @@ def test_a_memory_with_a_count_for_each_source_is_each_tenants_own() -> None:
     assert verdict.equivalent
     assert "hashlimit" in found.files["class0.rules"]
     assert "hashlimit" not in found.files["root.rules"]
+
+
+NAMED = (
+    "-o eth0 -p tcp -m tcp --dport {1} -m hashlimit --hashlimit-upto 50/sec --hashlimit-mode dstip "
+    "--hashlimit-name {0}-{1} -j ACCEPT"
+)
+
+
+def named(places: range) -> CountHost:
+    """A host of whose tenants each has two memories of its own."""
+    own = [[NAMED.format(f"vm{k}", port) for port in (80, 443)] for k in places]
+    return replace(USUAL, places=places, out=own, to=USUAL.to)
+
+
+@pytest.mark.parametrize("chains", [False, True])
+def test_memories_with_a_name_for_each_tenant_make_no_classes(chains: bool) -> None:
+    for tenants in (4, 7):
+        found, verdict = moved(replace(named(range(tenants)), chains=chains))
+        assert verdict.equivalent
+        assert verdict.classes <= 3, "of addresses that the host's patterns tell apart"
+        assert "hashlimit" not in found.files["root.rules"]
+        assert found.files["class0.rules"].count("hashlimit-name") == 2
+
+
+def test_exchanged_names_are_found() -> None:
+    host = named(range(4))
+    dump = parse(host.text())
+    found, _ = moved(host)
+    swap = {"vm0-80": "vm0-443", "vm0-443": "vm0-80"}
+    text = re.sub(r"vm0-\d+", lambda name: swap[name.group()], found.files["class0.rules"])
+    files = dict(found.files) | {"class0.rules": text}
+    assert not prove(dump, survey(dump, list(found.places.tenants), [HOST]), read(files)).equivalent
 
 
 EDITS = {

@@ -10,7 +10,7 @@ raw -300, connection tracking -200, mangle -150, destination NAT -100, filter 0,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,7 +18,7 @@ from netslot.rulesets import targets as t
 from netslot.rulesets.proof.conditions import has_connection, needs_translation
 from netslot.rulesets.proof.flow import Flow
 from netslot.rulesets.proof.places import NOBODY, Places, stays_on_link
-from netslot.rulesets.proof.tagged import ANYBODY, FiledRuleset, Roles
+from netslot.rulesets.proof.tagged import ANYBODY, FiledRuleset, Memory, Roles
 from netslot.rulesets.proof.terms import Number, Truth, both, choose, either, equal, negate
 from netslot.rulesets.proof.walker import Chooser, Ledger, Walker
 
@@ -70,12 +70,16 @@ class Slot:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two arrangements. ``slot_of`` is None before the split, and for a tenant that has no slot."""
+    """One of the two arrangements. ``slot_of`` is None before the split, and for a tenant that has no slot.
+
+    ``own_memories``: those of the rules before the split, whose names mean nothing in slots.
+    """
 
     root: FiledRuleset
     places: Places
     slot_of: Callable[[int], Slot | None] | None = None
     choose: Chooser | None = None
+    own_memories: Mapping[Memory, int] = field(default_factory=dict)
 
 
 NumberSource = Callable[[str, int, Number], Number]
@@ -150,11 +154,11 @@ class Journey:
             process = slot.attachment == "process"
             flow.place = f"slot:{slot.name}"
             flow.iif, flow.oif = ("", slot.uplink_if) if process else (slot.guest_if, "")
-            walk = Walker(slot.filed, self._side.places, self._ledger)
+            walk = Walker(slot.filed, self._side.places, self._ledger, own_memories=self._side.own_memories)
             for table in ("raw", "mangle"):
                 walk.hook(table, "OUTPUT" if process else "PREROUTING", flow, {})
             flow.iif, flow.oif, flow.mark, flow.place = self._way.entry, "", 0, "root"
-        walk = Walker(self._side.root, self._side.places, self._ledger)
+        walk = Walker(self._side.root, self._side.places, self._ledger, own_memories=self._side.own_memories)
         for table in ("raw", "mangle"):
             walk.hook(table, "PREROUTING", flow, self._roles(flow, routed=False))
         return self._ledger
@@ -167,7 +171,7 @@ class Journey:
 
     def _root(self, flow: Flow, result: Result) -> None:
         way, places = self._way, self._side.places
-        walk = Walker(self._side.root, places, self._ledger, self._side.choose)
+        walk = Walker(self._side.root, places, self._ledger, self._side.choose, self._side.own_memories)
         hook = "PREROUTING" if way.entry else "OUTPUT"
         flow.iif = way.entry
         if way.entry:
@@ -298,7 +302,7 @@ class Journey:
         flow.ctmark = self._number(f"connection mark in {flow.place}", 32, 0)
         process = slot.attachment == "process"
         if slot.filed is not None:
-            walk = Walker(slot.filed, self._side.places, self._ledger)
+            walk = Walker(slot.filed, self._side.places, self._ledger, own_memories=self._side.own_memories)
             if outward:
                 entry = "" if process else slot.guest_if
                 leaving = slot.guest_if if back and not process else slot.uplink_if

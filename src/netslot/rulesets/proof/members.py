@@ -18,7 +18,7 @@ from netslot.rulesets.proof.arrangement import Arrangement
 from netslot.rulesets.proof.conditions import interface_is
 from netslot.rulesets.proof.lent import Number, lent_addresses, lent_numbers, numbers_of, one_address
 from netslot.rulesets.proof.places import NOBODY, Places
-from netslot.rulesets.proof.tagged import Filed, FiledRuleset
+from netslot.rulesets.proof.tagged import Filed, FiledRuleset, without_names
 from netslot.rulesets.values import ALL_ONES, address_text, network_text
 
 Token = Hashable
@@ -149,6 +149,8 @@ class Portraits:
             elif isinstance(match, m.Mark | m.Connmark):
                 place = self._numbers[who].get(("mark", match.value))
                 words.append(match if place is None else (kind.__name__, place, match.negated))
+            elif isinstance(match, m.Opaque) and match.stateful and where[0].own_memories:
+                words.append((kind.__name__, without_names(match, where[0].own_memories)))
             elif published and isinstance(match, m.Ports):
                 words.append((match.side, match.negated, tuple(commons.of_port(low) for low, _ in match.ranges)))
             else:

@@ -170,8 +170,9 @@ def both_sides(dump: Dump, places: Places, arrangement: Arrangement, family: Fam
             places.tenants[tenant].name, filed, arrangement.attachment, arrangement.guest_if, arrangement.uplink_if
         )
 
-    before = Side(FiledRuleset(ruleset, places), places)
-    after = Side(FiledRuleset(arrangement.root[family], after_places), after_places, slot_of)
+    old, new = FiledRuleset(ruleset, places), FiledRuleset(arrangement.root[family], after_places)
+    before = Side(old, places, own_memories=old.own_memories)
+    after = Side(new, after_places, slot_of, own_memories=old.own_memories)
     return Sides(family, before, after)
 
 

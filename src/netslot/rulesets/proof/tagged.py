@@ -94,6 +94,16 @@ class Tagger:
 _NAMES = {"hashlimit": "--hashlimit-name", "recent": "--name"}
 
 
+def without_names(match: m.Opaque, places: Mapping[Memory, int] | None = None) -> tuple[str, ...]:
+    """The condition's words, with a place instead of the name of a memory that has one; None: without any name."""
+    option, words = _NAMES.get(match.module), list(match.words)
+    if option in words[:-1]:
+        at = words.index(option) + 1
+        place = places.get((match.module, words[at])) if places is not None else ""
+        words[at] = words[at] if place is None else f"memory {place}"
+    return tuple(words)
+
+
 def memories(rule: Rule) -> list[Memory]:
     """The memories with a name that a rule asks: whoever says the name in this namespace asks the same one.
 
@@ -119,8 +129,8 @@ class FiledRuleset:
         self.chain_owner = self._chain_owners()
 
     @cached_property
-    def shared_memories(self) -> frozenset[Memory]:
-        """Memories with a name that rules of several tenants ask, or rules of nobody's beside a tenant's."""
+    def _askers(self) -> dict[Memory, set[int]]:
+        """For each memory with a name whose rules ask it."""
         found: dict[Memory, set[int]] = {}
         for (table, chain), items in self.chains.items():
             owner = self.chain_owner.get((table, chain), NOBODY)
@@ -128,7 +138,23 @@ class FiledRuleset:
                 for memory in memories(item.rule):
                     people = {who for role, who in item.tags if role != "to"} or {owner}
                     found.setdefault(memory, set()).update(people if len(people) == 1 else (NOBODY,))
-        return frozenset(memory for memory, people in found.items() if len(people) > 1)
+        return found
+
+    @cached_property
+    def shared_memories(self) -> frozenset[Memory]:
+        """Memories with a name that rules of several tenants ask, or rules of nobody's beside a tenant's."""
+        return frozenset(memory for memory, people in self._askers.items() if len(people) > 1)
+
+    @cached_property
+    def own_memories(self) -> dict[Memory, int]:
+        """Those that one tenant's rules alone ask, each with its place among that tenant's."""
+        counts: dict[int, int] = {}
+        found: dict[Memory, int] = {}
+        for memory, people in self._askers.items():
+            who = min(people)
+            if len(people) == 1 and who != NOBODY:
+                found[memory] = counts[who] = counts.get(who, -1) + 1
+        return found
 
     @cached_property
     def beside_source(self) -> Mapping[int, set[Tags]]:

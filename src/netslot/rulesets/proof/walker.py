@@ -5,8 +5,9 @@ With a concrete flow the walk is what the kernel does; with a symbolic one every
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from netslot.rulesets import matches as m
 from netslot.rulesets import targets as t
@@ -15,7 +16,7 @@ from netslot.rulesets.proof.conditions import asked_by, depends_on_place, has_co
 from netslot.rulesets.proof.flow import INVALID, Flow
 from netslot.rulesets.proof.places import NOBODY, Places
 from netslot.rulesets.proof.rewriting import REMEMBERED, write
-from netslot.rulesets.proof.tagged import Filed, FiledRuleset, Roles, memories
+from netslot.rulesets.proof.tagged import Filed, FiledRuleset, Memory, Roles, memories, without_names
 from netslot.rulesets.proof.terms import Number, Truth, both, choose, either, negate
 from netslot.rulesets.write import target_words
 
@@ -56,8 +57,16 @@ Chooser = Callable[[str, str, Roles], list[Filed]]
 class Walker:
     """Walks the hooks of one namespace."""
 
-    def __init__(self, filed: FiledRuleset, places: Places, ledger: Ledger, chooser: Chooser | None = None) -> None:
+    def __init__(
+        self,
+        filed: FiledRuleset,
+        places: Places,
+        ledger: Ledger,
+        chooser: Chooser | None = None,
+        own_memories: Mapping[Memory, int] = MappingProxyType({}),
+    ) -> None:
         self._filed = filed
+        self._own_memories = own_memories
         self._places = places
         self._ledger = ledger
         self._choose = chooser or filed.candidates
@@ -134,8 +143,14 @@ class Walker:
         """A condition with a memory: the same memory, asked by the same packets, gives the same answer."""
         if isinstance(rule.target, _NEUTRAL) and match.module not in _TELLING:
             return True  # whatever the answer, nothing comes of it
-        others = tuple(repr(x) for x in rule.matches if not isinstance(x, m.Address | m.Interface))
-        key = (whose, self._table, *match.words, *target_words(rule.target, flow.family), *others)
+        own: Mapping[Memory, int] = {} if whose == "root" else self._own_memories
+        words = without_names(match, own)
+        others = tuple(
+            " ".join(without_names(x, own)) if isinstance(x, m.Opaque) else repr(x)
+            for x in rule.matches
+            if x is not match and not isinstance(x, m.Address | m.Interface)
+        )
+        key = (whose, self._table, *words, *target_words(rule.target, flow.family), *others)
         self._ledger.asked[key] = either(self._ledger.asked.get(key, False), met)
         return flow.oracle(key, asked_by(match, flow))
 

@@ -16,7 +16,7 @@ from netslot.rulesets import targets as t
 from netslot.rulesets.model import Rule
 from netslot.rulesets.proof.conditions import interface_is
 from netslot.rulesets.proof.places import Pattern, Places, cover
-from netslot.rulesets.proof.tagged import FiledRuleset
+from netslot.rulesets.proof.tagged import FiledRuleset, without_names
 from netslot.rulesets.splitting.publishing import leads_elsewhere, rewritten
 from netslot.rulesets.values import ALL_ONES
 
@@ -33,7 +33,8 @@ def is_count(match: m.Match) -> bool:
 
 def what_counts(rule: Rule) -> Hashable:
     """The same for the rules of all members of a class, and for no other of their rules that keeps another count."""
-    return tuple(filter(is_count, rule.matches)), rule.target
+    words = (without_names(x) for x in rule.matches if isinstance(x, m.Opaque) and x.stateful)
+    return tuple(words), rule.target
 
 
 @dataclass(frozen=True)
