@@ -244,7 +244,8 @@ def common_pattern(patterns: Sequence[Pattern]) -> Pattern | None:
 def cover(patterns: Sequence[Pattern]) -> list[Pattern]:
     """Exactly the union, in few patterns: pairs that differ in one masked bit are joined, bit by bit."""
     current = set(patterns)
-    bits = sorted({bit for _, mask in current for bit in _bits(_differing(current) & mask)})
+    differing = _differing(current)
+    bits = sorted({bit for mask in {mask for _, mask in current} for bit in _bits(differing & mask)})
     for bit in bits:
         for value, mask in list(current):
             twin = (value ^ bit, mask)

@@ -306,7 +306,9 @@ class RootWriter:
             return General(None, (), t.NoTarget(), tuple(texts))
 
     def _counts_in_slot(self, item: Filed) -> bool:
-        return item.tenant != NOBODY and (self._kinds[item.tenant], what_counts(item.rule)) in self.moved
+        if not self.moved or item.tenant == NOBODY:
+            return False
+        return (self._kinds[item.tenant], what_counts(item.rule)) in self.moved
 
     def _slots_own(self, item: Filed) -> bool:
         here = (self._kinds[item.tenant], what_counts(item.rule)) in self.counted
