@@ -132,7 +132,7 @@ NAMED = (
 def named(places: range) -> CountHost:
     """A host of whose tenants each has two memories of its own."""
     own = [[NAMED.format(f"vm{k}", port) for port in (80, 443)] for k in places]
-    return replace(USUAL, places=places, out=own, to=USUAL.to)
+    return replace(USUAL, places=places, out=own)
 
 
 @pytest.mark.parametrize("chains", [False, True])
@@ -168,7 +168,7 @@ EDITS = {
 def test_a_wrong_count_is_found(name: str) -> None:
     file, old, new = EDITS[name]
     dump = parse(USUAL.text())
-    found, _ = moved(replace(USUAL))
+    found, _ = moved(USUAL)
     assert old in found.files[file]
     files = dict(found.files) | {file: found.files[file].replace(old, new)}
     tenants = found.places.tenants

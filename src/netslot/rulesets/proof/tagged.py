@@ -94,11 +94,16 @@ class Tagger:
 _NAMES = {"hashlimit": "--hashlimit-name", "recent": "--name"}
 
 
+def _name_at(match: m.Opaque) -> int:
+    """Where among the condition's words the name of its memory stands; 0 if it has none."""
+    option = _NAMES.get(match.module, "")
+    return match.words.index(option) + 1 if option in match.words[:-1] else 0
+
+
 def without_names(match: m.Opaque, places: Mapping[Memory, int] | None = None) -> tuple[str, ...]:
     """The condition's words, with a place instead of the name of a memory that has one; None: without any name."""
-    option, words = _NAMES.get(match.module), list(match.words)
-    if option in words[:-1]:
-        at = words.index(option) + 1
+    words = list(match.words)
+    if at := _name_at(match):
         place = places.get((match.module, words[at])) if places is not None else ""
         words[at] = words[at] if place is None else f"memory {place}"
     return tuple(words)
@@ -109,10 +114,7 @@ def memories(rule: Rule) -> list[Memory]:
 
     Each namespace has its own (net/netfilter/xt_hashlimit.c, xt_recent.c: pernet tables, found by name).
     """
-    asked = [
-        (x.module, x.words, _NAMES[x.module]) for x in rule.matches if type(x) is m.Opaque and x.module in _NAMES
-    ]
-    return [(module, words[words.index(option) + 1]) for module, words, option in asked if option in words[:-1]]
+    return [(x.module, x.words[at]) for x in rule.matches if isinstance(x, m.Opaque) and (at := _name_at(x))]
 
 
 class FiledRuleset:
@@ -130,7 +132,7 @@ class FiledRuleset:
 
     @cached_property
     def _askers(self) -> dict[Memory, set[int]]:
-        """For each memory with a name whose rules ask it."""
+        """For each memory with a name, the tenants whose rules ask it."""
         found: dict[Memory, set[int]] = {}
         for (table, chain), items in self.chains.items():
             owner = self.chain_owner.get((table, chain), NOBODY)
