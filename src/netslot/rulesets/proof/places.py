@@ -157,23 +157,25 @@ class Places:
         """The same of the host's addresses on tenants' links."""
         return self._gateway_pools[family]
 
+    def tenant_patterns(self, family: Family) -> list[Pattern]:
+        """Every address and network of a tenant's."""
+        return [(a.value, a.mask) for each in self.tenants for a in each.addresses if a.family == family]
+
+    def gateway_patterns(self, family: Family) -> list[Pattern]:
+        """Every address of the host's on a tenant's link."""
+        return [(value, ALL_ONES[family]) for own in self.gateways[family] for value in own]
+
     def pools(self, family: Family) -> list[Pattern]:
         return [pool for pool in (self.pool(family), self.gateway_pool(family)) if pool is not None]
 
     @cached_property
     def _gateway_pools(self) -> dict[Family, Pattern | None]:
-        return {
-            family: common_pattern([(value, ALL_ONES[family]) for own in gateways for value in own])
-            for family, gateways in self.gateways.items()
-        }
+        return {family: common_pattern(self.gateway_patterns(family)) for family in self.gateways}
 
     @cached_property
     def _pools(self) -> dict[Family, Pattern | None]:
-        found: dict[Family, Pattern | None] = {}
-        for family in (4, 6):
-            mine = [a for t in self.tenants for a in t.addresses if a.family == family]
-            found[4 if family == 4 else 6] = common_pattern([(a.value, a.mask) for a in mine])
-        return found
+        families: tuple[Family, ...] = (4, 6)
+        return {family: common_pattern(self.tenant_patterns(family)) for family in families}
 
     @cached_property
     def _cover(self) -> dict[Family, list[Pattern]]:

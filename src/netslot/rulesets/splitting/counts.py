@@ -18,7 +18,6 @@ from netslot.rulesets.proof.conditions import interface_is
 from netslot.rulesets.proof.places import Pattern, Places, cover
 from netslot.rulesets.proof.tagged import FiledRuleset, without_names
 from netslot.rulesets.splitting.publishing import leads_elsewhere, rewritten
-from netslot.rulesets.values import ALL_ONES
 
 MOST_PATTERNS = 16
 """More than these are no longer a few rules at the head of a slot's chain."""
@@ -59,8 +58,7 @@ def find_counting(filed: FiledRuleset, places: Places) -> Counting | None:
         return None
     if family in places.guessed or leads_elsewhere(filed, places):
         return None
-    tenants = cover([(a.value, a.mask) for each in places.tenants for a in each.addresses if a.family == family])
-    hosts = cover([(value, ALL_ONES[family]) for own in places.gateways[family] for value in own])
+    tenants, hosts = cover(places.tenant_patterns(family)), cover(places.gateway_patterns(family))
     if not 0 < len(tenants) <= MOST_PATTERNS or len(hosts) > MOST_PATTERNS:
         return None
     return Counting(tuple(tenants), tuple(hosts), bool(rewritten(filed, places.link_owner.__contains__)))

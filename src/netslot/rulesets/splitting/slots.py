@@ -170,10 +170,9 @@ class SlotWriter:
         pool = places.gateway_pool(self._family)
         if pool is None:
             return []
-        known = [(value, self._ones) for own in places.gateways[self._family] for value in own]
         frames = self._attachment != "process"
         own = any(is_slots_own(item, self._naming, self._family, frames) for item in self._everything("FORWARD"))
-        exact = cover(known) if own else []
+        exact = cover(places.gateway_patterns(self._family)) if own else []
         return exact if 0 < len(exact) <= MOST_PATTERNS else [pool]
 
     def _everything(self, chain: str) -> Iterator[Filed]:
